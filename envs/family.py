@@ -1,0 +1,244 @@
+"""A task family, written once: the contract between a family's author and everything that runs it.
+
+An author writes a `Problem`: pure torch functions of batched state (observation, reward, termination,
+initial state) and a task law. `TaskFamily` turns it into tasks, batched environments and metadata;
+`envs.gym_adapter` shows the same object to Gymnasium. A `Simulator` advances many independent worlds at
+once behind one small interface, whether its dynamics are torch code, MuJoCo on CPU threads or MuJoCo on a
+GPU: no family ever touches a MuJoCo object.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.batched_env import BatchedEnv
+
+Split = Literal["train", "test"]
+Backend = Literal["auto", "torch", "mujoco", "warp"]
+State = Mapping[str, Tensor]
+"""Batched state of many worlds: name -> `[lane, ...]`; float64 on the CPU, float32 on a GPU."""
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """A published adaptation curve: mean undiscounted return before each gradient step.
+
+    Attributes:
+        label: Method as the paper names it, e.g. "MAML".
+        returns: Return at adaptation step 0, 1, 2, ...
+        source: Paper and table or file the numbers were read from.
+    """
+
+    label: str
+    returns: tuple[float, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """What is known of a family before any task is drawn.
+
+    Attributes:
+        name: Family name, e.g. "halfcheetah-vel".
+        variant: Preset name, e.g. "maml2017"; "plain" is the recommended modern variant.
+        summary: One line for `--list`.
+        observation_labels: One label (with its unit) per observation dimension, without the task.
+        action_labels: One label per action dimension.
+        action_low: Lower end of the environment's own action range, per dimension.
+        action_high: Upper end of it.
+        action_scale: The policy's action is divided by this before it is mapped; 1 for most variants.
+        task_labels: One label per task dimension.
+        task_units: Unit of each task dimension.
+        horizon: Episode length limit in control steps.
+        dt: Seconds of simulated time per control step; 0 where time has no unit.
+        published: Published adaptation curves for exactly this variant.
+    """
+
+    name: str
+    variant: str
+    summary: str
+    observation_labels: tuple[str, ...]
+    action_labels: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    task_labels: tuple[str, ...]
+    task_units: tuple[str, ...]
+    horizon: int
+    dt: float
+    action_scale: float = 1.0
+    published: tuple[PublishedCurve, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`family@variant`, the name every script takes."""
+        return f"{self.name}@{self.variant}"
+
+
+class Simulator(Protocol):
+    """`num_lanes` independent worlds advanced together, their state shared as batched torch tensors."""
+
+    @property
+    def num_lanes(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the state: float64 on the CPU."""
+        ...
+
+    def state(self) -> State:
+        """A snapshot `[lane, ...]` of every world: later calls leave it as it is."""
+        ...
+
+    def reset(self, initial: State, lanes: Tensor | None) -> None:
+        """Puts worlds into `initial` (every entry `[lane, ...]`); the others keep their state.
+
+        Args:
+            initial: State entries to set, for all lanes (rows of unmasked lanes are ignored).
+            lanes: Boolean mask `[lane]`, or None for all.
+        """
+        ...
+
+    def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        """Advances worlds by one control step.
+
+        Args:
+            control: `[lane, control_dim]` in the environment's own range.
+            lanes: Boolean mask `[lane]` of worlds to advance, or None for all. On the CPU the others cost
+                nothing.
+        """
+        ...
+
+    def failed(self) -> Tensor:
+        """Boolean `[lane]`: worlds whose physics has diverged since their last reset."""
+        ...
+
+
+class Renderer(Protocol):
+    """Draws one world of a family."""
+
+    def render(self, state: State, lane: int, task: Tensor, trail: Tensor | None = None) -> np.ndarray:
+        """Returns an RGB image `[height, width, 3]` uint8 of world `lane` under `task [task_dim]`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Problem(Protocol):
+    """What the author of a family writes. `lane` is the flattened (task, episode) axis; all is batched."""
+
+    @property
+    def spec(self) -> FamilySpec: ...
+
+    def sample_task(self, split: Split, generator: np.random.Generator) -> np.ndarray:
+        """One task `[task_dim]` from the family's law."""
+        ...
+
+    def published_tasks(self) -> np.ndarray | None:
+        """The variant's own fixed test tasks `[task, task_dim]`, where it has them."""
+        ...
+
+    def make_simulator(self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int) -> Simulator: ...
+
+    def initial_state(self, num_lanes: int, generator: torch.Generator) -> State:
+        """Draws `num_lanes` initial states on the generator's device, in float64."""
+        ...
+
+    def observe(self, state: State) -> Tensor:
+        """Observation `[lane, obs_dim]`, without the task."""
+        ...
+
+    def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
+        """Reward `[lane]` for applied (mapped and clipped) `action [lane, act_dim]` under `task [lane, task_dim]`."""
+        ...
+
+    def terminated(self, after: State, task: Tensor) -> Tensor:
+        """Boolean `[lane]`: the episode ended in a state of the task itself (never at the horizon)."""
+        ...
+
+    def make_renderer(self, width: int, height: int) -> Renderer: ...
+
+
+@final
+class TaskFamily:
+    """A `Problem` with its tasks, its batched environments and its metadata.
+
+    Args:
+        problem: The family as its author wrote it.
+        observe_task: Append the task to every observation: the oracle. Families never leak it otherwise.
+    """
+
+    def __init__(self, problem: Problem, observe_task: bool = False) -> None:
+        self.problem = problem
+        self.observe_task = observe_task
+        self.spec = problem.spec
+        self.horizon = self.spec.horizon
+        self.task_dim = len(self.spec.task_labels)
+        self.action_dim = len(self.spec.action_labels)
+        self.observation_dim = len(self.spec.observation_labels) + (self.task_dim if observe_task else 0)
+
+    def __repr__(self) -> str:
+        return f"TaskFamily({self.spec.id!r}, observe_task={self.observe_task})"
+
+    def sample_tasks(self, num_tasks: int, split: Split = "train", seed: int = 0, start: int = 0) -> Tensor:
+        """Draws tasks `[num_tasks, task_dim]` float64; row i depends on (family, split, seed, start + i) alone.
+
+        Args:
+            num_tasks: How many.
+            split: "train" for meta-training, "test" for held-out evaluation.
+            seed: Task seed, apart from every noise seed.
+            start: Index of the first task, so that workers can each draw their own part.
+
+        Raises:
+            ValueError: For an unknown split or a negative number.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"split is {split!r}; it must be 'train' or 'test'.")
+        if num_tasks < 0 or seed < 0 or start < 0:
+            raise ValueError(f"num_tasks ({num_tasks}), seed ({seed}) and start ({start}) must not be negative.")
+        # crc32 rather than hash(): the same on every machine and in every process.
+        family_key = zlib.crc32(self.spec.name.encode())
+        split_key = ("train", "test").index(split)
+        rows = [
+            self.problem.sample_task(
+                split, np.random.default_rng(np.random.SeedSequence((family_key, split_key, seed, start + i)))
+            )
+            for i in range(num_tasks)
+        ]
+        return torch.from_numpy(np.asarray(rows, dtype=np.float64).reshape(num_tasks, self.task_dim))
+
+    def published_tasks(self) -> Tensor | None:
+        """The variant's own fixed test tasks `[task, task_dim]` float64, or None where it has none."""
+        tasks = self.problem.published_tasks()
+        return None if tasks is None else torch.from_numpy(np.asarray(tasks, dtype=np.float64))
+
+    def batch(
+        self,
+        tasks: Tensor,
+        episodes_per_task: int,
+        device: str | torch.device = "cpu",
+        backend: Backend = "auto",
+        num_threads: int | None = None,
+    ) -> BatchedEnv:
+        """Builds `tasks x episodes_per_task` worlds that step together.
+
+        Args:
+            tasks: `[task, task_dim]`.
+            episodes_per_task: Worlds per task.
+            device: Where observations and rewards live.
+            backend: "auto" picks the family's own for the device.
+            num_threads: Physics threads on the CPU; None takes the cores this process may use.
+
+        Raises:
+            ValueError: If `tasks` has the wrong shape or holds a non-finite number.
+        """
+        return BatchedEnv(self, tasks, episodes_per_task, torch.device(device), backend, num_threads)

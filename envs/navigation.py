@@ -1,0 +1,138 @@
+"""2D navigation: a point must find a goal it cannot see (Finn, Abbeel and Levine 2017, section 5.3).
+
+Dynamics: x' = x + a, a in [-0.1, 0.1]^2 per step, start at the origin. Reward: -||x' - g||_2 after the move (the
+paper says squared distance; its code, and its published returns, use the distance). Task: goal g ~ U(-0.5, 0.5)^2.
+Terminates when both coordinates are within 0.01 of the goal. Observation: x alone. Horizon: 100 steps.
+Optimal return: going straight at the goal costs the sum of the remaining distances, about -1 on average.
+
+Matches the original implementation (`@maml2017`, also the plain name): its action wrapper maps [-1, 1] onto
+[-0.1, 0.1] and clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.family import Backend, FamilySpec, PublishedCurve, Split, State
+from envs.torch_simulator import TorchSimulator
+
+_SOURCE = "Finn, Abbeel and Levine 2017, figure 4; per-task returns of the authors' repository (icml_point)"
+
+
+@dataclass(frozen=True)
+class Navigation2DConfig:
+    """A variant of 2D navigation.
+
+    Attributes:
+        variant: Preset name.
+        goal_range: Goals are uniform in the square of this half-width.
+        max_step: Largest displacement per coordinate and step.
+        goal_tolerance: Both coordinates within this of the goal end the episode.
+        horizon: Steps.
+        published_seed: NumPy RandomState seed of the published test goals, or None.
+        num_published_tasks: How many of them.
+        published: Published adaptation curves.
+    """
+
+    variant: str = "maml2017"
+    goal_range: float = 0.5
+    max_step: float = 0.1
+    goal_tolerance: float = 0.01
+    horizon: int = 100
+    published_seed: int | None = 1
+    num_published_tasks: int = 40
+    published: tuple[PublishedCurve, ...] = (
+        PublishedCurve("MAML", (-40.41, -11.68, -3.33, -3.23), _SOURCE),
+        PublishedCurve("pretrained", (-40.81, -19.73, -11.72, -8.47), _SOURCE),
+        PublishedCurve("random", (-82.66, -57.96, -53.84, -46.81), _SOURCE),
+        PublishedCurve("oracle", (-2.29,), _SOURCE),
+    )
+
+
+@final
+class Navigation2D:
+    """The `Problem` of 2D navigation. State: `position [lane, 2]`; task: goal `[lane, 2]`."""
+
+    def __init__(self, config: Navigation2DConfig) -> None:
+        self.config = config
+        self.spec = FamilySpec(
+            name="navigation-2d",
+            variant=config.variant,
+            summary="A point in the plane finds an unseen goal in the square around it.",
+            observation_labels=("x", "y"),
+            action_labels=("dx", "dy"),
+            action_low=(-config.max_step,) * 2,
+            action_high=(config.max_step,) * 2,
+            task_labels=("goal x", "goal y"),
+            task_units=("", ""),
+            horizon=config.horizon,
+            dt=0.0,
+            published=config.published,
+        )
+
+    def sample_task(self, split: Split, generator: np.random.Generator) -> np.ndarray:
+        return generator.uniform(-self.config.goal_range, self.config.goal_range, size=2)
+
+    def published_tasks(self) -> np.ndarray | None:
+        if self.config.published_seed is None:
+            return None
+        r = self.config.goal_range
+        return np.random.RandomState(self.config.published_seed).uniform(-r, r, (self.config.num_published_tasks, 2))
+
+    def make_simulator(self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int) -> TorchSimulator:
+        if backend not in ("auto", "torch"):
+            raise ValueError(f"{self.spec.id} is written in torch; backend must be 'auto' or 'torch', not {backend!r}.")
+        return TorchSimulator(num_lanes, device, lambda state, control: {"position": state["position"] + control})
+
+    def initial_state(self, num_lanes: int, generator: torch.Generator) -> State:
+        return {"position": torch.zeros(num_lanes, 2, dtype=torch.float64, device=generator.device)}
+
+    def observe(self, state: State) -> Tensor:
+        return state["position"]
+
+    def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
+        return -torch.linalg.vector_norm(after["position"] - task, dim=-1)
+
+    def terminated(self, after: State, task: Tensor) -> Tensor:
+        return ((after["position"] - task).abs() < self.config.goal_tolerance).all(-1)
+
+    def make_renderer(self, width: int, height: int) -> NavigationRenderer:
+        return NavigationRenderer(self.config.goal_range, width, height)
+
+
+@final
+class NavigationRenderer:
+    """Draws the arena from above: start, goal, the point and, where given, the path so far."""
+
+    def __init__(self, goal_range: float, width: int, height: int) -> None:
+        self._width, self._height = width, height
+        self._half_view = 1.4 * goal_range
+
+    def render(self, state: State, lane: int, task: Tensor, trail: Tensor | None = None) -> np.ndarray:
+        from PIL import Image, ImageDraw
+
+        image = Image.new("RGB", (self._width, self._height), (255, 255, 255))
+        draw = ImageDraw.Draw(image)
+        if trail is not None and len(trail) > 1:
+            draw.line([self._pixel(point) for point in trail], fill=(90, 140, 220), width=2)
+        self._disc(draw, torch.zeros(2), 4, (160, 160, 160))
+        self._disc(draw, task, 8, (220, 50, 47))
+        self._disc(draw, state["position"][lane], 6, (38, 90, 190))
+        return np.asarray(image)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _pixel(self, point: Tensor) -> tuple[float, float]:
+        scale = min(self._width, self._height) / (2 * self._half_view)
+        x, y = (float(c) for c in point)
+        return self._width / 2 + scale * x, self._height / 2 - scale * y
+
+    def _disc(self, draw, point: Tensor, radius: int, colour: tuple[int, int, int]) -> None:  # noqa: ANN001
+        x, y = self._pixel(point)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)

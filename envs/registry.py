@@ -1,0 +1,60 @@
+"""From a name, `family` or `family@variant`, to a `TaskFamily`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from envs.family import TaskFamily
+from envs.presets import FAMILIES
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Splits `family[@variant]` into both parts, filling in the default variant.
+
+    Raises:
+        ValueError: For a name that is not there, with the nearest ones.
+    """
+    family, _, variant = name.partition("@")
+    if family not in FAMILIES:
+        raise ValueError(f"Unknown task family {family!r}{_nearest(family, FAMILIES)}. Known: {', '.join(FAMILIES)}.")
+    variants = FAMILIES[family].variants
+    variant = variant or FAMILIES[family].default_variant
+    if variant not in variants:
+        raise ValueError(
+            f"Unknown variant {variant!r} of {family}{_nearest(variant, variants)}. Known: {', '.join(variants)}."
+        )
+    return family, variant
+
+
+def make(name: str, *, observe_task: bool = False) -> TaskFamily:
+    """Builds a task family.
+
+    Args:
+        name: `family` or `family@variant`, e.g. "navigation-2d" or "halfcheetah-vel@maml2017".
+        observe_task: Append the task to every observation (the oracle).
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    family, variant = resolve(name)
+    entry = FAMILIES[family]
+    module = importlib.import_module(entry.module)
+    config = getattr(module, entry.config)(variant=variant, **entry.variants[variant][1])
+    return TaskFamily(getattr(module, entry.problem)(config), observe_task=observe_task)
+
+
+def describe() -> list[tuple[str, str]]:
+    """(`family@variant`, one line) for every preset, for `--list`; the default variant first in its family."""
+    rows = []
+    for family, entry in FAMILIES.items():
+        ordered = sorted(entry.variants, key=lambda variant: variant != entry.default_variant)
+        for variant in ordered:
+            plain = f" (plain `{family}`)" if variant == entry.default_variant else ""
+            rows.append((f"{family}@{variant}", entry.variants[variant][0] + plain))
+    return rows
+
+
+def _nearest(name: str, known: dict[str, object]) -> str:  # type: ignore[type-arg]
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
