@@ -150,8 +150,10 @@ class BatchedEnv:
         failed = live & (self.simulator.failed() | ~torch.isfinite(observation).all(-1) | ~torch.isfinite(reward))
         terminated = live & (problem.terminated(after, self._lane_task) | failed)
         truncated = live & ~terminated & (self._elapsed >= self.horizon)
-        observation = observation.masked_fill(failed[:, None], torch.nan)
-        reward = reward.masked_fill(failed, torch.nan)
+        # On a GPU, asking whether there is anything to mask would wait for it; on the CPU it saves the masking.
+        if self.device.type != "cpu" or bool(failed.any()):
+            observation = observation.masked_fill(failed[:, None], torch.nan)
+            reward = reward.masked_fill(failed, torch.nan)
         if not all_live:
             observation = torch.where(live[:, None], observation, self._observation)
             reward = torch.where(live, reward, torch.zeros_like(reward))

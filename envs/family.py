@@ -19,26 +19,12 @@ import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
+from envs.presets import PublishedCurve as PublishedCurve
 
 Split = Literal["train", "test"]
 Backend = Literal["auto", "torch", "mujoco", "warp"]
 State = Mapping[str, Tensor]
 """Batched state of many worlds: name -> `[lane, ...]`; float64 on the CPU, float32 on a GPU."""
-
-
-@dataclass(frozen=True)
-class PublishedCurve:
-    """A published adaptation curve: mean undiscounted return before each gradient step.
-
-    Attributes:
-        label: Method as the paper names it, e.g. "MAML".
-        returns: Return at adaptation step 0, 1, 2, ...
-        source: Paper and table or file the numbers were read from.
-    """
-
-    label: str
-    returns: tuple[float, ...]
-    source: str
 
 
 @dataclass(frozen=True)

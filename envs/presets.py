@@ -11,6 +11,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class PublishedCurve:
+    """A published adaptation curve: mean undiscounted return before each gradient step.
+
+    Attributes:
+        label: Method as the paper names it, e.g. "MAML".
+        returns: Return at adaptation step 0, 1, 2, ...
+        source: Paper and table or file the numbers were read from.
+    """
+
+    label: str
+    returns: tuple[float, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class FamilyEntry:
     """Where a family lives.
 
@@ -33,6 +48,14 @@ class FamilyEntry:
     variants: dict[str, tuple[str, dict[str, Any]]]
 
 
+_MAML2017_CHEETAH = "Finn, Abbeel and Levine 2017, figure 5; per-task returns of the authors' repository (icml_cheetah)"
+_HALFCHEETAH_MAML2017 = (
+    PublishedCurve("MAML", (-129.53, -78.57, -66.62, -60.78), _MAML2017_CHEETAH),
+    PublishedCurve("pretrained", (-158.00, -135.39, -128.47, -133.61), _MAML2017_CHEETAH),
+    PublishedCurve("random", (-254.83, -254.33, -246.79, -230.83), _MAML2017_CHEETAH),
+    PublishedCurve("oracle", (-54.47,), _MAML2017_CHEETAH),
+)
+
 FAMILIES: dict[str, FamilyEntry] = {
     "navigation-2d": FamilyEntry(
         module="envs.navigation",
@@ -43,6 +66,37 @@ FAMILIES: dict[str, FamilyEntry] = {
         default_variant="maml2017",
         variants={
             "maml2017": ("Goals U(-0.5, 0.5)^2, horizon 100, as in the MAML paper's code; 40 published test goals.", {}),
+        },
+    ),
+    "halfcheetah-vel": FamilyEntry(
+        module="envs.locomotion.half_cheetah",
+        problem="HalfCheetahVelocity",
+        config="HalfCheetahVelocityConfig",
+        gym_id="metarl/HalfCheetahVel-v0",
+        summary="A planar runner finds its target velocity (reward: minus the error, minus a control cost).",
+        default_variant="plain",
+        variants={
+            "plain": ("Gymnasium's HalfCheetah-v5, v* ~ U(0, 3), horizon 200, 17 observations.", {}),
+            "maml2017": (
+                "rllab's timing (dt 0.01), v* ~ U(0, 2), centre of mass in reward and observation; 40 published tasks.",
+                {
+                    "max_velocity": 2.0,
+                    "frame_skip": 1,
+                    "velocity": "com",
+                    "observe": "com",
+                    "position_noise": "normal",
+                    "position_noise_scale": 0.01,
+                    "fixed_tasks_seed": 1,
+                    "num_fixed_tasks": 40,
+                    "published": _HALFCHEETAH_MAML2017,
+                },
+            ),
+            "promp": ("v* ~ U(0, 3), horizon 100, actions divided by 10.", {"horizon": 100, "action_scale": 10.0}),
+            "pearl": (
+                "130 fixed v* from U(0, 3): 100 to train on, 30 to test; torso position in the observation.",
+                {"observe": "torso", "fixed_tasks_seed": 1337, "num_fixed_tasks": 130, "num_train_tasks": 100},
+            ),
+            "varibad": ("v* ~ U(0, 3), horizon 200, torso position in the observation.", {"observe": "torso"}),
         },
     ),
 }

@@ -1,0 +1,47 @@
+"""What a family says of its MuJoCo model: plain data that every physics backend reads, without importing MuJoCo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DerivedKind = Literal["body_position", "subtree_com", "subtree_velocity"]
+Instant = Literal["last_substep", "new_state"]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A quantity `[lane, 3]` that the simulator adds to the state beside `qpos` and `qvel`.
+
+    Attributes:
+        name: Its key in the state.
+        kind: "body_position" is the origin of the body's frame (m); "subtree_com" the centre of mass of the body and
+            everything attached to it (m); "subtree_velocity" the velocity of that centre (m/s). World coordinates.
+        body: Name of the body in the model.
+    """
+
+    name: str
+    kind: DerivedKind
+    body: str
+
+
+@dataclass(frozen=True)
+class MujocoModel:
+    """A MuJoCo model and how it is stepped.
+
+    Attributes:
+        asset: File name among the models that Gymnasium ships (`gymnasium/envs/mujoco/assets`).
+        frame_skip: Physics substeps per control step; the control is held over them.
+        timestep: Seconds per substep, or None for the file's own.
+        derived: Quantities the state holds beside `qpos` and `qvel`.
+        derived_at: The instant all of them belong to after a step. "last_substep" is what MuJoCo leaves behind: the
+            state BEFORE the last substep, one timestep behind qpos (with the Euler integrator; this is also what
+            Gymnasium's environments read from `data`). "new_state" evaluates them at the state that the step ended in.
+            After a reset they belong to the reset state in both cases.
+    """
+
+    asset: str
+    frame_skip: int
+    timestep: float | None = None
+    derived: tuple[Derived, ...] = ()
+    derived_at: Instant = "last_substep"
