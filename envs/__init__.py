@@ -7,11 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
+
+from envs.presets import FAMILIES
+
 if TYPE_CHECKING:
     from envs.family import TaskFamily as TaskFamily
     from envs.registry import make as make
 
 __all__ = ["TaskFamily", "make"]
+
+for _name, _entry in FAMILIES.items():
+    if _entry.gym_id not in gymnasium.registry:
+        # No max_episode_steps: the horizon belongs to the variant, and the environments truncate themselves.
+        gymnasium.register(
+            _entry.gym_id,
+            entry_point="envs.gym_adapter:FamilyEnv",
+            vector_entry_point="envs.gym_adapter:FamilyVectorEnv",
+            kwargs={"family": _name},
+        )
 
 
 def __getattr__(name: str) -> Any:

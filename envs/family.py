@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
-from envs.presets import PublishedCurve as PublishedCurve
+from envs.presets import PublishedCurve
 
 Split = Literal["train", "test"]
 Backend = Literal["auto", "torch", "mujoco", "warp"]

@@ -12,14 +12,18 @@ Matches the original implementation (`@maml2017`, also the plain name): its acti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.family import Backend, FamilySpec, PublishedCurve, Split, State
+from envs.family import Backend, FamilySpec, Split, State
+from envs.presets import PublishedCurve
 from envs.torch_simulator import TorchSimulator
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
 
 _SOURCE = "Finn, Abbeel and Levine 2017, figure 4; per-task returns of the authors' repository (icml_point)"
 
@@ -84,7 +88,9 @@ class Navigation2D:
         r = self.config.goal_range
         return np.random.RandomState(self.config.published_seed).uniform(-r, r, (self.config.num_published_tasks, 2))
 
-    def make_simulator(self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int) -> TorchSimulator:
+    def make_simulator(
+        self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int
+    ) -> TorchSimulator:
         if backend not in ("auto", "torch"):
             raise ValueError(f"{self.spec.id} is written in torch; backend must be 'auto' or 'torch', not {backend!r}.")
         return TorchSimulator(num_lanes, device, lambda state, control: {"position": state["position"] + control})
@@ -133,6 +139,6 @@ class NavigationRenderer:
         x, y = (float(c) for c in point)
         return self._width / 2 + scale * x, self._height / 2 - scale * y
 
-    def _disc(self, draw, point: Tensor, radius: int, colour: tuple[int, int, int]) -> None:  # noqa: ANN001
+    def _disc(self, draw: ImageDraw, point: Tensor, radius: int, colour: tuple[int, int, int]) -> None:
         x, y = self._pixel(point)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)

@@ -65,7 +65,10 @@ FAMILIES: dict[str, FamilyEntry] = {
         summary="A point in the plane finds an unseen goal (reward: minus the distance).",
         default_variant="maml2017",
         variants={
-            "maml2017": ("Goals U(-0.5, 0.5)^2, horizon 100, as in the MAML paper's code; 40 published test goals.", {}),
+            "maml2017": (
+                "Goals U(-0.5, 0.5)^2, horizon 100, as in the MAML paper's code; 40 published test goals.",
+                {},
+            ),
         },
     ),
     "halfcheetah-vel": FamilyEntry(

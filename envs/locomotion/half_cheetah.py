@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.family import Backend, FamilySpec, PublishedCurve, Renderer, Simulator, Split, State
+from envs.family import Backend, FamilySpec, Renderer, Simulator, Split, State
 from envs.physics.model import Derived, MujocoModel
+from envs.presets import PublishedCurve
 
 _JOINTS = ("rootx", "rootz", "rooty", "bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot")
 _UNITS = ("m", "m", "rad", "rad", "rad", "rad", "rad", "rad", "rad")
