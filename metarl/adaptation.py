@@ -1,0 +1,189 @@
+r"""The inner loop: gradient steps from shared parameters to each task's own (Finn, Abbeel and Levine 2017, eq. 1).
+
+    theta_{k+1} = theta_k - A_k grad L_task(theta_k; batch_k),      k = 0 .. K-1
+
+One function serves collection (batches are fresh rollouts made with theta_k), the meta-objective (recorded batches,
+differentiable through every step), evaluation, and supervised few-shot learning. `AdaptationJacobian` gives products
+with d theta_K / d theta_0 = prod_k (I - A_k H_k), H_k the Hessian of the inner loss at theta_k.
+
+| symbol   | shape                    | meaning                                                   |
+|----------|--------------------------|-----------------------------------------------------------|
+| theta_k  | {name: [task, ...]}      | a task's parameters before inner step k                    |
+| A_k      | number or {name: tensor} | inner learning rate of step k                              |
+| L_task   | [task]                   | inner loss; task i's entry depends on task i's row alone   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from metarl.ops.tree import concatenate_tasks
+from metarl.parallel import TaskChunks
+from metarl.types import Params
+
+Batch = TypeVar("Batch")
+Loss: TypeAlias = Callable[[Params, Any], Tensor]
+"""(per-task params, batch) -> loss `[task]`, to be minimised."""
+
+InnerLR: TypeAlias = float | Mapping[str, Tensor] | Sequence["float | Mapping[str, Tensor]"]
+"""One learning rate; one per parameter (a tensor that broadcasts against it, may be learned); or one of those per step."""
+
+
+def adapt(
+    params: Params,
+    batches: Sequence[Batch] | Callable[[Params, int], Batch],
+    loss: Loss,
+    *,
+    inner_lr: InnerLR,
+    num_steps: int | None = None,
+    first_order: bool = False,
+    mask: Mapping[str, bool] | None = None,
+    chunks: TaskChunks | None = None,
+) -> list[Params]:
+    """Takes K inner gradient steps and returns all K + 1 parameter sets `[theta_0, ..., theta_K]`.
+
+    If `params` require gradients the result is differentiable with respect to them (and to learned step sizes),
+    exactly, through every step; otherwise it is detached. With no batches, theta_0 comes back as it was given.
+
+    Args:
+        params: theta_0, per task: every entry leads with the task axis (see `ops.tree.expand_tasks`).
+        batches: K recorded batches, or a function `(theta_k, k) -> batch` that collects a fresh one at every step.
+        loss: Inner loss `[task]`.
+        inner_lr: Step size(s).
+        num_steps: K; needed where `batches` is a function and `inner_lr` is not a sequence.
+        first_order: Treat the inner gradient as a constant: d theta_K / d theta_0 = I (FOMAML).
+        mask: Parameter name -> whether it is adapted; None adapts all.
+        chunks: How to split tasks over threads where nothing has to be differentiable.
+
+    Raises:
+        ValueError: If the number of steps is unknown or contradicts the number of batches or step sizes.
+    """
+    num_steps = _number_of_steps(batches, inner_lr, num_steps)
+    adapted = [name for name in params if _is_adapted(name, mask)]
+    differentiable = _requires_grad(params)
+    trajectory = [params]
+    for k in range(num_steps):
+        theta = trajectory[-1]
+        batch = batches(theta, k) if callable(batches) else batches[k]
+        lr = _step_size(inner_lr, k)
+        if chunks is not None and not differentiable:
+            num_tasks = next(iter(theta.values())).shape[0]
+            gradient = concatenate_tasks(
+                chunks.map(lambda p, b: _gradient(loss, p, b, adapted, False), num_tasks, theta, batch)
+            )
+        else:
+            gradient = _gradient(loss, theta, batch, adapted, create_graph=differentiable and not first_order)
+        trajectory.append(theta | {name: theta[name] - lr(name) * gradient[name] for name in adapted})
+    return trajectory
+
+
+@final
+class AdaptationJacobian:
+    r"""Products with $J = d\theta_K / d\theta_0 = \prod_k (I - A_k H_k)$ at recorded points, for a block of tasks.
+
+    Each inner gradient is traced once and its graph kept; every product after that is one backward pass through it
+    per step (Pearlmutter 1994). As H_k is symmetric, the same passes in the opposite order give $J^T$.
+
+    Args:
+        points: theta_0 .. theta_{K-1}, as `adapt` returns them (theta_K may follow and is ignored).
+        batches: The K recorded batches; they may hold fewer rows than those that led from point to point.
+        loss, inner_lr, first_order, mask: As for `adapt`.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[Params],
+        batches: Sequence[Any],
+        loss: Loss,
+        *,
+        inner_lr: InnerLR,
+        first_order: bool = False,
+        mask: Mapping[str, bool] | None = None,
+    ) -> None:
+        self._steps: list[tuple[Params, Params, Callable[[str], float | Tensor]]] = []
+        self._adapted = [name for name in points[0] if _is_adapted(name, mask)]
+        if first_order:
+            return
+        for k, batch in enumerate(batches):
+            leaves = {name: value.detach().requires_grad_() for name, value in points[k].items()}
+            gradient = _gradient(loss, leaves, batch, list(leaves), create_graph=True)
+            self._steps.append((leaves, gradient, _step_size(inner_lr, k)))
+
+    def product(self, tangent: Params) -> Params:
+        """J v, for `tangent` v and result with a leading task axis."""
+        for leaves, gradient, lr in self._steps:
+            curvature = _hessian_product(leaves, gradient, tangent)
+            tangent = tangent | {name: tangent[name] - lr(name) * curvature[name] for name in self._adapted}
+        return tangent
+
+    def transposed_product(self, cotangent: Params) -> Params:
+        """J^T w, likewise."""
+        for leaves, gradient, lr in reversed(self._steps):
+            curvature = _hessian_product(leaves, gradient, {n: lr(n) * cotangent[n] for n in self._adapted})
+            cotangent = {name: value - curvature[name] for name, value in cotangent.items()}
+        return cotangent
+
+
+def _hessian_product(leaves: Params, gradient: Params, vector: Params) -> Params:
+    """H v by a backward pass through the kept graph of `gradient` (H is symmetric); v is 0 where it has no entry."""
+    # A gradient that does not depend on the parameters has no graph, and contributes nothing.
+    names = [name for name in vector if gradient[name].requires_grad]
+    if not names:
+        return {name: torch.zeros_like(value) for name, value in leaves.items()}
+    products = torch.autograd.grad(
+        [gradient[name] for name in names],
+        list(leaves.values()),
+        [vector[name] for name in names],
+        retain_graph=True,
+        materialize_grads=True,
+    )
+    return dict(zip(leaves, products, strict=True))
+
+
+def _gradient(loss: Loss, params: Params, batch: Any, names: list[str], create_graph: bool) -> Params:
+    """Gradient of the inner loss for the named parameters, each task's own.
+
+    Tasks are independent, so the gradient of the summed loss holds them all.
+    """
+    with torch.enable_grad():
+        if not _requires_grad(params):
+            params = {name: value.detach().requires_grad_() for name, value in params.items()}
+        gradients = torch.autograd.grad(
+            loss(params, batch).sum(), [params[n] for n in names], create_graph=create_graph, materialize_grads=True
+        )
+    return dict(zip(names, gradients, strict=True))
+
+
+def _is_adapted(name: str, mask: Mapping[str, bool] | None) -> bool:
+    return mask is None or mask.get(name, False)
+
+
+def _requires_grad(params: Params) -> bool:
+    return any(value.requires_grad for value in params.values())
+
+
+def _number_of_steps(batches: Any, inner_lr: InnerLR, num_steps: int | None) -> int:
+    known = {"num_steps": num_steps}
+    if not callable(batches):
+        known["the number of batches"] = len(batches)
+    if isinstance(inner_lr, Sequence):
+        known["the number of step sizes in inner_lr"] = len(inner_lr)
+    counts = {what: count for what, count in known.items() if count is not None}
+    if not counts:
+        raise ValueError("adapt() was given a function for batches and one inner_lr; say num_steps as well.")
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{what} is {count}" for what, count in counts.items())
+        raise ValueError(f"adapt() cannot tell how many inner steps to take: {said}.")
+    return next(iter(counts.values()))
+
+
+def _step_size(inner_lr: InnerLR, k: int) -> Callable[[str], float | Tensor]:
+    """Parameter name -> step size of inner step k."""
+    of_step = inner_lr[k] if isinstance(inner_lr, Sequence) else inner_lr
+    if isinstance(of_step, Mapping):
+        return lambda name: of_step[name]
+    return lambda name: of_step

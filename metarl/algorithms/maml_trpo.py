@@ -1,0 +1,364 @@
+r"""MAML-TRPO: model-agnostic meta-learning with a trust-region outer step (Finn, Abbeel and Levine 2017).
+
+Meta-objective (algorithm 3; eq. 1 with the reinforcement-learning losses of eq. 4):
+
+    max_theta  1/M sum_i  E_{query ~ pi(theta_i')} [ pi(a|s; theta_i') / pi_old(a|s) * A(s, a) ]
+    theta_i' = theta + alpha * grad_theta E_{support ~ pi(theta)} [ log pi(a|s; theta) * A(s, a) ],   K times
+
+inside the trust region  1/M sum_i KL(pi_old,i' || pi(theta_i')) <= max_kl  over query states. The gradient is exact,
+through every inner step; `first_order` drops the second-order terms.
+
+Departures from the paper: the KL metric is the exact Fisher matrix pulled back through the adaptation instead of
+finite differences of gradients; support and query data are collected for K >= 1 inner steps, each with fresh
+rollouts; steps are chosen by conjugate gradient and backtracking with the published settings.
+
+| symbol  | here                | shape                  | meaning                                          |
+|---------|---------------------|------------------------|--------------------------------------------------|
+| theta   | params              | {name: [...]}          | meta-parameters                                  |
+| theta_i'| trajectory[-1]      | {name: [task, ...]}    | parameters after K inner steps                   |
+| alpha   | config.inner_lr     | scalar                 | inner step size                                  |
+| A       | Samples.advantages  | [task, row]            | normalised advantages, linear baseline           |
+| M       | meta_batch_size     | scalar                 | tasks per iteration                              |
+| delta   | config.max_kl       | scalar                 | trust-region size                                |
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from metarl.adaptation import AdaptationJacobian, Loss, adapt
+from metarl.collect import worlds_for_budget
+from metarl.fisher import AdaptedFisher
+from metarl.memory import SavedBytes
+from metarl.noise import TRAINING
+from metarl.ops import surrogate
+from metarl.ops.gaussian import Gaussian
+from metarl.ops.masked import masked_mean
+from metarl.ops.tree import all_finite, expand_tasks, select_tasks
+from metarl.ops.trust_region import TrustRegionStep, trust_region_step
+from metarl.parallel import TaskChunks
+from metarl.policies import per_task
+from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
+from metarl.types import Params, Policy, Samples, TaskFamily
+
+
+@dataclass(frozen=True)
+class MAMLTRPOConfig:
+    """Settings of MAML-TRPO; the defaults are the published ones for locomotion.
+
+    Attributes:
+        meta_batch_size: Tasks per iteration.
+        episodes_per_task: Episodes per task and phase, unless steps_per_task is set.
+        steps_per_task: Budget of time steps per task and phase (whole episodes until it is reached); 0 uses
+            episodes_per_task.
+        num_inner_steps: Inner gradient steps in training, each on fresh rollouts.
+        inner_lr: Inner step size alpha.
+        first_order: Ignore the second-order terms of the meta-gradient.
+        gamma: Discount factor.
+        gae_lambda: Lambda of generalized advantage estimation.
+        bootstrap_truncated: Value the state in which the horizon cut an episode off, instead of 0.
+        max_kl: Trust-region size: mean KL divergence of the adapted policies per iteration.
+        cg_iters: Conjugate-gradient iterations.
+        cg_damping: Added to the diagonal of the Fisher matrix.
+        cg_tolerance: Relative residual at which conjugate gradient stops early; 0 runs all iterations.
+        fvp_fraction: Share of support and query episodes that enters the Fisher matrix (gradient and line search
+            stay exact). Below 1 for speed.
+        line_search_steps: Largest number of step lengths tried.
+        line_search_decay: Factor from one step length to the next.
+        chunk_size: Tasks handled together in the update.
+        memory_budget_mb: Graphs kept for conjugate gradient; beyond it they are rebuilt for every product.
+    """
+
+    meta_batch_size: int = 40
+    episodes_per_task: int = 20
+    steps_per_task: int = 0
+    num_inner_steps: int = 1
+    inner_lr: float = 0.1
+    first_order: bool = False
+    gamma: float = 0.99
+    gae_lambda: float = 1.0
+    bootstrap_truncated: bool = False
+    max_kl: float = 0.01
+    cg_iters: int = 10
+    cg_damping: float = 1e-5
+    cg_tolerance: float = 0.0
+    fvp_fraction: float = 1.0
+    line_search_steps: int = 15
+    line_search_decay: float = 0.8
+    chunk_size: int = 1
+    memory_budget_mb: int = 1500
+
+
+class MetaBatch(NamedTuple):
+    """What one update reads; every tensor leads with the task axis.
+
+    Attributes:
+        trajectory: theta_0 .. theta_K of each task, as collection went through them.
+        support: Samples of each inner step.
+        query: Samples after adaptation.
+        metric_support: The share of `support` that enters the Fisher matrix.
+        metric_query: Likewise of `query`.
+    """
+
+    trajectory: list[Params]
+    support: list[Samples]
+    query: Samples
+    metric_support: list[Samples]
+    metric_query: Samples
+
+    @staticmethod
+    def of(data: RolloutAdaptation, fvp_fraction: float) -> MetaBatch:
+        """Arranges the rollouts of one iteration."""
+        last = len(data.rollouts) - 1
+        support, query = [data.samples(k) for k in range(last)], data.samples(last)
+        if fvp_fraction >= 1:
+            return MetaBatch(data.trajectory, support, query, support, query)
+        metric_support = [data.samples(k, fvp_fraction) for k in range(last)]
+        return MetaBatch(data.trajectory, support, query, metric_support, data.samples(last, fvp_fraction))
+
+
+def inner_loss(policy: Policy) -> Loss:
+    """The published inner loss: minus the REINFORCE objective, per task `[task]`."""
+    apply = per_task(policy)
+
+    def loss(params: Params, batch: Samples) -> Tensor:
+        log_prob = policy.distribution.log_prob(apply(params, batch.observations), batch.actions)
+        return -surrogate.reinforce(log_prob, batch.advantages, batch.valid)
+
+    return loss
+
+
+def meta_objective(
+    policy: Policy, params: Params, support: Sequence[Samples], query: Samples, config: MAMLTRPOConfig
+) -> tuple[Tensor, Tensor]:
+    """Post-adaptation surrogate and KL divergence to the behaviour policies, `[task]` each.
+
+    Args:
+        policy: The policy module.
+        params: Meta-parameters, per task (`[task, ...]`); the result is differentiable with respect to them.
+        support: Samples of each inner step.
+        query: Samples collected after adaptation.
+        config: Settings.
+    """
+    adapted = adapt(
+        params, support, inner_loss(policy), inner_lr=config.inner_lr, first_order=config.first_order
+    )[-1]
+    new = per_task(policy)(adapted, query.observations)
+    log_prob = policy.distribution.log_prob(new, query.actions)
+    gain = surrogate.likelihood_ratio(log_prob, query.log_prob, query.advantages, query.valid)
+    kl = masked_mean(policy.distribution.kl(query.dist_params, new), query.valid)
+    return gain, kl
+
+
+def meta_gradient(
+    policy: Policy, params: Params, batch: MetaBatch, config: MAMLTRPOConfig, chunks: TaskChunks
+) -> tuple[Params, float]:
+    """Exact gradient of the mean post-adaptation surrogate, and its value."""
+    num_tasks = batch.query.valid.shape[0]
+
+    def of_chunk(support: list[Samples], query: Samples) -> tuple[tuple[Tensor, ...], Tensor]:
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        gain, _ = meta_objective(policy, expand_tasks(leaves, query.valid.shape[0]), support, query, config)
+        return torch.autograd.grad(gain.sum(), list(leaves.values()), materialize_grads=True), gain.detach().sum()
+
+    parts = chunks.map(of_chunk, num_tasks, batch.support, batch.query)
+    gradients = [sum(values) / num_tasks for values in zip(*(gradient for gradient, _ in parts), strict=True)]
+    value = float(sum(gain for _, gain in parts)) / num_tasks
+    return dict(zip(params, gradients, strict=True)), value
+
+
+def fisher_metric(
+    policy: Policy, batch: MetaBatch, config: MAMLTRPOConfig, chunks: TaskChunks
+) -> Callable[[Params], Params]:
+    """`v -> F v`, the Hessian at theta of the mean KL divergence after adaptation.
+
+    The graphs of as many chunks as fit `memory_budget_mb` are built once; the others are rebuilt for every product.
+    """
+    num_tasks = batch.query.valid.shape[0]
+    loss, apply = inner_loss(policy), per_task(policy)
+
+    def build(tasks: slice) -> AdaptedFisher:
+        points, support, query = select_tasks((batch.trajectory, batch.metric_support, batch.metric_query), tasks)
+        jacobian = AdaptationJacobian(
+            points[:-1], support, loss, inner_lr=config.inner_lr, first_order=config.first_order
+        )
+        return AdaptedFisher(apply, policy.distribution, points[-1], query, jacobian)
+
+    slices = chunks.slices(num_tasks)
+    with SavedBytes() as saved:
+        first = build(slices[0])
+    num_kept = min(max(config.memory_budget_mb * 2**20 // max(saved.total, 1), 1), len(slices))
+    blocks: list[AdaptedFisher | slice] = [first, *chunks.map_items(build, slices[1:num_kept]), *slices[num_kept:]]
+
+    def product(vector: Params) -> Params:
+        def of_block(block: AdaptedFisher | slice) -> Params:
+            return (build(block) if isinstance(block, slice) else block).product(vector)
+
+        parts = chunks.map_items(of_block, blocks)
+        return {name: sum(part[name] for part in parts) / num_tasks for name in vector}
+
+    return product
+
+
+def update(
+    policy: Policy, params: Params, batch: MetaBatch, config: MAMLTRPOConfig, chunks: TaskChunks
+) -> tuple[TrustRegionStep, float]:
+    """One trust-region step on the meta-objective: the step and the gradient's norm."""
+    num_tasks = batch.query.valid.shape[0]
+
+    def evaluate(candidate: Params) -> tuple[float, float]:
+        def of_chunk(support: list[Samples], query: Samples) -> Tensor:
+            shared = expand_tasks(candidate, query.valid.shape[0])
+            with torch.no_grad():
+                return torch.stack(meta_objective(policy, shared, support, query, config))
+
+        parts = chunks.map(of_chunk, num_tasks, batch.support, batch.query)
+        gain, kl = (torch.cat(parts, dim=1).double().sum(-1) / num_tasks).tolist()
+        return gain, kl
+
+    gradient, value = meta_gradient(policy, params, batch, config, chunks)
+    norm = float(torch.stack([g.double().square().sum() for g in gradient.values()]).sum().sqrt())
+    step = trust_region_step(
+        params,
+        gradient,
+        fisher_metric(policy, batch, config, chunks),
+        evaluate,
+        value,
+        max_kl=config.max_kl,
+        cg_iters=config.cg_iters,
+        cg_damping=config.cg_damping,
+        cg_tolerance=config.cg_tolerance,
+        line_search_steps=config.line_search_steps,
+        line_search_decay=config.line_search_decay,
+    )
+    return step, norm
+
+
+@final
+class MAMLTRPO:
+    """The training loop: one `iterate` collects, adapts and updates.
+
+    Everything random is a function of (seed, iteration, phase, task), so an iteration can be repeated from the
+    parameters alone.
+
+    Args:
+        family: Task family.
+        policy: Policy module; its parameters are where training starts.
+        config: Settings.
+        seed: Seed of tasks and noise.
+        device: Where environments and parameters live.
+        num_threads: Worker threads; None takes the available cores.
+    """
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        policy: Policy,
+        config: MAMLTRPOConfig,
+        seed: int = 0,
+        device: str = "cpu",
+        num_threads: int | None = None,
+    ) -> None:
+        self.family, self.policy, self.config, self.seed = family, policy, config, seed
+        self.params: Params = {n: p.detach().clone().to(device) for n, p in policy.named_parameters()}
+        self.iteration = 0
+        self.env_steps = 0
+        self.skipped_updates = 0
+        self._chunks = TaskChunks(config.chunk_size, num_threads)
+        episodes = config.episodes_per_task
+        if config.steps_per_task:
+            episodes = max(episodes, worlds_for_budget(config.steps_per_task, family.horizon))
+        self._env = family.batch(self._tasks(), episodes, device)
+
+    def _tasks(self) -> Tensor:
+        size = self.config.meta_batch_size
+        return self.family.sample_tasks(size, "train", self.seed, start=self.iteration * size)
+
+    def iterate(self) -> dict[str, float]:
+        """Runs one iteration and returns its metrics (docs/maml-trpo.md lists them)."""
+        config = self.config
+        start = time.perf_counter()
+        self._env.set_tasks(self._tasks())
+        data = adapt_on_rollouts(
+            self._env,
+            self.policy,
+            self.params,
+            inner_loss(self.policy),
+            inner_lr=config.inner_lr,
+            num_steps=config.num_inner_steps,
+            noise_key=(TRAINING, self.seed, self.iteration),
+            settings=AdvantageSettings(config.gamma, config.gae_lambda, config.bootstrap_truncated),
+            steps_per_task=config.steps_per_task or None,
+            chunks=self._chunks,
+        )
+        metrics = rollout_metrics(self.policy, data)
+        step, gradient_norm = None, 0.0
+        if metrics["nonfinite_steps"] == 0:
+            batch = MetaBatch.of(data, config.fvp_fraction)
+            step, gradient_norm = update(self.policy, self.params, batch, config, self._chunks)
+            if math.isfinite(gradient_norm) and all_finite(step.params):
+                self.params = step.params
+            else:
+                step = None
+        self.skipped_updates += step is None
+        self.env_steps += data.num_steps()
+        self.iteration += 1
+        seconds = time.perf_counter() - start
+        metrics |= step_metrics(step) | {
+            "gradient_norm": gradient_norm,
+            "skipped_updates": float(self.skipped_updates),
+            "env_steps": float(self.env_steps),
+            "time/sampling_seconds": data.sampling_seconds,
+            "time/updating_seconds": seconds - data.sampling_seconds,
+            "time/env_steps_per_second": data.num_steps() / seconds,
+        }
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything training continues from: parameters and counters."""
+        return {
+            "params": dict(self.params),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "skipped_updates": self.skipped_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.params = {name: state["params"][name].to(value) for name, value in self.params.items()}
+        self.iteration = state["iteration"]
+        self.env_steps = state["env_steps"]
+        self.skipped_updates = state["skipped_updates"]
+
+
+def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]:
+    """Mean return, entropy and standard deviation before each inner step and after the last."""
+    metrics = {}
+    for k, rollout in enumerate(data.rollouts):
+        metrics[f"return/step_{k}"] = float(rollout.mean_return().mean())
+        entropy = policy.distribution.entropy(rollout.dist_params)
+        metrics[f"entropy/step_{k}"] = float(masked_mean(entropy, rollout.valid).mean())
+        if isinstance(rollout.dist_params, Gaussian):
+            std = rollout.dist_params.log_std.exp().mean(-1)
+            metrics[f"std/step_{k}"] = float(masked_mean(std, rollout.valid).mean())
+    return metrics | {"nonfinite_steps": float(data.num_nonfinite())}
+
+
+def step_metrics(step: TrustRegionStep | None) -> dict[str, float]:
+    """What the trust-region step did; zeros for an update that was skipped."""
+    return {
+        "kl": step.kl if step else 0.0,
+        "expected_gain": step.expected_gain if step else 0.0,
+        "actual_gain": step.actual_gain if step else 0.0,
+        "line_search/accepted": float(step.accepted) if step else 0.0,
+        "line_search/fraction": step.step_fraction if step else 0.0,
+        "line_search/evaluations": float(step.line_search_steps) if step else 0.0,
+        "cg_residual": step.cg_residual if step else 0.0,
+    }

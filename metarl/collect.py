@@ -1,0 +1,128 @@
+"""The sampler: (batched environment, policy, per-task parameters, noise) -> Rollout. It learns nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from metarl.parallel import one_intra_op_thread
+from metarl.policies import per_task
+from metarl.types import BatchedEnv, Distribution, Params, Policy, Rollout
+
+
+class Noise(Protocol):
+    """Where a collection's random numbers come from; `metarl.noise.TaskNoise` derives them from a key."""
+
+    def reset_seeds(self, wave: int) -> list[int]: ...
+
+    def action_noise(
+        self, wave: int, episodes: int, horizon: int, distribution: Distribution, action_dim: int
+    ) -> Tensor: ...
+
+
+def collect(
+    env: BatchedEnv, policy: Policy, params: Params, noise: Noise, *, steps_per_task: int | None = None
+) -> Rollout:
+    """Records episodes of every task under its own parameters.
+
+    By default one episode per world. With a budget of time steps, each task gets whole episodes until they hold at
+    least that many steps, exactly those that collecting one after the other would keep: episodes run in waves, their
+    number estimated from the lengths seen so far, and what a task's budget did not need is dropped in order.
+
+    Args:
+        env: Worlds, `[task, episode]`; for a budget it needs at least ceil(steps_per_task / horizon) per task.
+        policy: The policy module.
+        params: Its parameters with a leading task axis, `[task, ...]`.
+        noise: Random numbers for initial states and actions.
+        steps_per_task: Budget of time steps, or None for one episode per world.
+
+    Raises:
+        ValueError: If the environment has too few worlds for the budget.
+    """
+    if steps_per_task is None:
+        return _collect_wave(env, policy, params, noise, 0, None)
+    if env.episodes_per_task < worlds_for_budget(steps_per_task, env.horizon):
+        raise ValueError(
+            f"A budget of {steps_per_task} steps at horizon {env.horizon} needs "
+            f"{worlds_for_budget(steps_per_task, env.horizon)} worlds per task; there are {env.episodes_per_task}."
+        )
+    joined = _collect_wave(env, policy, params, noise, 0, None)
+    wave = 0
+    # A step that is not finite voids the whole collection (the learner skips it): no need to fill the budget.
+    while joined.num_nonfinite() == 0:
+        steps = joined.valid.flatten(1).sum(-1)
+        missing = (steps_per_task - steps).clamp(min=0)
+        if not bool(missing.any()):
+            break
+        mean_length = steps / joined.valid.any(-1).sum(-1)
+        worlds = torch.arange(env.episodes_per_task, device=env.device) < (missing / mean_length).ceil().unsqueeze(-1)
+        wave += 1
+        joined = _join(joined, _collect_wave(env, policy, params, noise, wave, worlds))
+    return _keep_budget(joined, steps_per_task)
+
+
+def worlds_for_budget(steps_per_task: int, horizon: int) -> int:
+    """Episodes that a budget of time steps needs if none ends early."""
+    return -(-steps_per_task // horizon)
+
+
+@torch.no_grad()
+def _collect_wave(
+    env: BatchedEnv, policy: Policy, params: Params, noise: Noise, wave: int, worlds: Tensor | None
+) -> Rollout:
+    """One episode in each of `worlds` (`[task, episode]`, None for all)."""
+    distribution = policy.distribution
+    act = per_task(policy)
+    shape = (env.num_tasks, env.episodes_per_task)
+    dtype = next(iter(params.values())).dtype
+    with one_intra_op_thread():
+        action_noise = noise.action_noise(wave, shape[1], env.horizon, distribution, policy.action_dim)
+        action_noise = action_noise.to(device=env.device, dtype=dtype)
+        observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
+        live = torch.ones(shape, dtype=torch.bool, device=env.device) if worlds is None else worlds
+        record: tuple | None = None
+        for t in range(env.horizon):
+            dist_params = act(params, observation)
+            action = distribution.sample(dist_params, action_noise[:, :, t])
+            step = env.step(action)
+            now = (observation, action, step.reward.to(dtype), step.terminated, step.truncated, live, dist_params)
+            if record is None:
+                record = tree_map(lambda x: x.new_zeros(*shape, env.horizon, *x.shape[2:]), now)
+            tree_map(lambda to, x: to[:, :, t].copy_(x), record, now)  # noqa: B023 (called at once)
+            observation = step.observation.to(dtype)
+            live = live & ~(step.terminated | step.truncated)
+            # On a GPU the question would stop the host at every step; there the episode always runs to the horizon.
+            if env.device.type == "cpu" and not bool(live.any()):
+                break
+        assert record is not None
+        observations, actions, rewards, terminated, truncated, valid, dist_params = record
+        return Rollout(
+            observations=observations,
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated & valid,
+            truncated=truncated & valid,
+            valid=valid,
+            final_observation=observation,
+            log_prob=distribution.log_prob(dist_params, actions),
+            dist_params=dist_params,
+        )
+
+
+def _join(first: Rollout, second: Rollout) -> Rollout:
+    """Puts two waves' episodes side by side along the episode axis."""
+    return tree_map(lambda a, b: torch.cat([a, b], dim=1), first, second)
+
+
+def _keep_budget(rollout: Rollout, steps_per_task: int) -> Rollout:
+    """Keeps each task's episodes, in order, until they hold `steps_per_task` steps; cuts the axis to the longest."""
+    lengths = rollout.valid.sum(-1)
+    needed = (lengths > 0) & (lengths.cumsum(1) - lengths < steps_per_task)
+    order = torch.argsort((~needed).to(torch.uint8), dim=1, stable=True)[:, : int(needed.sum(-1).max())]
+    task = torch.arange(needed.shape[0], device=needed.device).unsqueeze(-1)
+    kept = tree_map(lambda value: value[task, order], rollout)
+    return dataclasses.replace(kept, valid=kept.valid & needed[task, order].unsqueeze(-1))

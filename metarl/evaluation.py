@@ -1,0 +1,100 @@
+"""Adaptation curves: the return before each inner step and after the last, on given tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarl.adaptation import InnerLR, Loss
+from metarl.collect import worlds_for_budget
+from metarl.parallel import TaskChunks
+from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
+from metarl.types import Params, Policy, TaskFamily
+
+
+@dataclass(frozen=True)
+class AdaptationCurve:
+    """Returns of every task at every adaptation step.
+
+    Attributes:
+        returns: Undiscounted return `[task, K + 1]`, mean over a task's episodes; column k was collected after k
+            inner steps, before step k + 1.
+        env_steps: Environment steps it took.
+    """
+
+    returns: Tensor
+    env_steps: int
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over tasks `[K + 1]`."""
+        return self.returns.mean(0)
+
+    @property
+    def ci95(self) -> Tensor:
+        """Half-width `[K + 1]` of the 95 % interval over tasks: 1.96 standard deviations / sqrt(tasks)."""
+        if len(self.returns) < 2:
+            return torch.full_like(self.mean, torch.nan)
+        return 1.96 * self.returns.std(0) / len(self.returns) ** 0.5
+
+
+def evaluate_adaptation(
+    family: TaskFamily,
+    policy: Policy,
+    params: Params,
+    loss: Loss,
+    tasks: Tensor,
+    *,
+    inner_lr: InnerLR,
+    num_steps: int,
+    noise_key: Sequence[int],
+    settings: AdvantageSettings,
+    episodes_per_task: int = 20,
+    steps_per_task: int | None = None,
+    device: str = "cpu",
+    chunks: TaskChunks | None = None,
+) -> tuple[AdaptationCurve, RolloutAdaptation]:
+    """Adapts to `tasks` and measures every step.
+
+    Args:
+        family: Task family.
+        policy: The policy module.
+        params: Meta-parameters.
+        loss: Inner loss.
+        tasks: `[task, task_dim]`.
+        inner_lr: Step size(s); `step_sizes` gives the published schedule.
+        num_steps: Inner steps K at test time; need not be the number used in training.
+        noise_key: Key of the random streams.
+        settings: Advantage estimation.
+        episodes_per_task: Episodes per task and step.
+        steps_per_task: Budget of time steps per task and step instead.
+        device: Where it runs.
+        chunks: How inner gradients are split over threads.
+
+    Returns:
+        The curve, and everything recorded on the way.
+    """
+    if steps_per_task is not None:
+        episodes_per_task = max(episodes_per_task, worlds_for_budget(steps_per_task, family.horizon))
+    data = adapt_on_rollouts(
+        family.batch(tasks, episodes_per_task, device),
+        policy,
+        params,
+        loss,
+        inner_lr=inner_lr,
+        num_steps=num_steps,
+        noise_key=noise_key,
+        settings=settings,
+        steps_per_task=steps_per_task,
+        chunks=chunks or TaskChunks(),
+    )
+    returns = torch.stack([rollout.mean_return() for rollout in data.rollouts], dim=1).double()
+    return AdaptationCurve(returns, data.num_steps()), data
+
+
+def step_sizes(inner_lr: float, num_steps: int, later_factor: float = 0.5) -> list[float]:
+    """The published test schedule: `inner_lr` for the first step, `later_factor` of it afterwards."""
+    return [inner_lr if k == 0 else later_factor * inner_lr for k in range(num_steps)]

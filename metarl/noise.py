@@ -1,0 +1,60 @@
+"""Random streams: everything random in a run is a function of (seed, iteration, phase, task)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.types import Distribution
+
+TRAINING, VALIDATION, EVALUATION = range(3)
+"""First key of every stream: what the numbers are used for. No two uses share a stream."""
+
+
+def task_seeds(key: Sequence[int], num_tasks: int, start: int = 0) -> list[int]:
+    """One 63-bit seed per task from a key such as (purpose, seed, iteration, phase).
+
+    Args:
+        key: Non-negative integers.
+        num_tasks: How many seeds.
+        start: Index of the first task, where a worker holds only some of them.
+    """
+    return [
+        int(np.random.SeedSequence((*key, start + i)).generate_state(1, np.uint64)[0] >> 1) for i in range(num_tasks)
+    ]
+
+
+@final
+class TaskNoise:
+    """The noise of one collection: one stream per task, so that it does not matter which tasks share a batch.
+
+    Args:
+        key: Key of the collection, e.g. (purpose, seed, iteration, phase).
+        num_tasks: Number of tasks.
+        start: Index of the first task.
+    """
+
+    def __init__(self, key: Sequence[int], num_tasks: int, start: int = 0) -> None:
+        self._key = tuple(key)
+        self._num_tasks = num_tasks
+        self._start = start
+
+    def reset_seeds(self, wave: int) -> list[int]:
+        """One seed per task for the initial states of wave `wave` of episodes."""
+        return task_seeds((*self._key, wave, 0), self._num_tasks, self._start)
+
+    def action_noise(
+        self, wave: int, episodes: int, horizon: int, distribution: Distribution, action_dim: int
+    ) -> Tensor:
+        """Action noise `[task, episode, time, act_dim]` of wave `wave`, drawn on the CPU."""
+        seeds = task_seeds((*self._key, wave, 1), self._num_tasks, self._start)
+        return torch.stack(
+            [
+                distribution.draw_noise((episodes, horizon), action_dim, torch.Generator().manual_seed(seed))
+                for seed in seeds
+            ]
+        )

@@ -1,0 +1,109 @@
+"""Adaptation on fresh rollouts: collect, take an inner step, collect again with the adapted policies.
+
+The one place where the inner loop meets the sampler; training iterations and evaluation are the same call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metarl.adaptation import InnerLR, Loss, adapt
+from metarl.collect import collect
+from metarl.noise import TaskNoise
+from metarl.ops.tree import expand_tasks
+from metarl.parallel import TaskChunks
+from metarl.samples import advantages, to_samples
+from metarl.types import BatchedEnv, Params, Policy, Rollout, Samples
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How advantages are estimated; see `metarl.samples.advantages`."""
+
+    gamma: float = 0.99
+    gae_lambda: float = 1.0
+    bootstrap_truncated: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutAdaptation:
+    """K inner steps on fresh rollouts.
+
+    Attributes:
+        trajectory: theta_0 .. theta_K, `{name: [task, ...]}` each.
+        rollouts: K + 1 rollouts; number k was collected with theta_k.
+        advantages: Of each rollout, `[task, episode, time]`.
+        sampling_seconds: Wall time spent collecting.
+    """
+
+    trajectory: list[Params]
+    rollouts: list[Rollout]
+    advantages: list
+    sampling_seconds: float
+
+    def samples(self, k: int, episode_fraction: float = 1.0) -> Samples:
+        """Rollout k as rows; see `metarl.samples.to_samples`."""
+        return to_samples(self.rollouts[k], self.advantages[k], episode_fraction)
+
+    def num_nonfinite(self) -> int:
+        """Recorded steps that are not finite, over all rollouts."""
+        return sum(rollout.num_nonfinite() for rollout in self.rollouts)
+
+    def num_steps(self) -> int:
+        """Environment steps taken."""
+        return sum(rollout.num_steps() for rollout in self.rollouts)
+
+
+def adapt_on_rollouts(
+    env: BatchedEnv,
+    policy: Policy,
+    params: Params,
+    loss: Loss,
+    *,
+    inner_lr: InnerLR,
+    num_steps: int,
+    noise_key: Sequence[int],
+    settings: AdvantageSettings,
+    steps_per_task: int | None = None,
+    chunks: TaskChunks | None = None,
+) -> RolloutAdaptation:
+    """Adapts shared parameters to every task of an environment, collecting K + 1 times.
+
+    Args:
+        env: Worlds holding the tasks.
+        policy: The policy module.
+        params: Shared parameters theta.
+        loss: Inner loss on `Samples`, `[task]`.
+        inner_lr: Step size(s) of the K inner steps.
+        num_steps: K.
+        noise_key: Key of the random streams; phase k adds k.
+        settings: Advantage estimation.
+        steps_per_task: Budget per phase; None for one episode per world.
+        chunks: How inner gradients are split over threads.
+    """
+    rollouts: list[Rollout] = []
+    estimates = []
+    seconds = 0.0
+
+    def fresh(theta: Params, k: int) -> Samples:
+        nonlocal seconds
+        start = time.perf_counter()
+        noise = TaskNoise((*noise_key, k), env.num_tasks)
+        rollouts.append(collect(env, policy, theta, noise, steps_per_task=steps_per_task))
+        seconds += time.perf_counter() - start
+        estimates.append(
+            advantages(
+                rollouts[-1],
+                gamma=settings.gamma,
+                gae_lambda=settings.gae_lambda,
+                bootstrap_truncated=settings.bootstrap_truncated,
+            )
+        )
+        return to_samples(rollouts[-1], estimates[-1])
+
+    start_params = expand_tasks(params, env.num_tasks)
+    trajectory = adapt(start_params, fresh, loss, inner_lr=inner_lr, num_steps=num_steps, chunks=chunks)
+    fresh(trajectory[-1], num_steps)
+    return RolloutAdaptation(trajectory, rollouts, estimates, seconds)

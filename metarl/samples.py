@@ -1,0 +1,88 @@
+"""From a rollout to what a policy-gradient loss reads: baseline, advantages, rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from metarl.ops import linear_baseline
+from metarl.ops.masked import normalise
+from metarl.ops.returns import discounted_returns, generalized_advantages
+from metarl.types import Rollout, Samples
+
+
+def advantages(
+    rollout: Rollout, *, gamma: float, gae_lambda: float, bootstrap_truncated: bool = False
+) -> Tensor:
+    """Normalised advantages `[task, episode, time]` from a linear baseline fitted to the same rollout, as published.
+
+    The baseline sees time, which makes these finite-horizon problems: its target is the return to the end of the
+    episode, and by default an episode cut off at the horizon is worth nothing beyond it.
+
+    Args:
+        rollout: Recorded episodes.
+        gamma: Discount factor.
+        gae_lambda: Lambda of generalized advantage estimation.
+        bootstrap_truncated: Continue a truncated (never a terminated) episode with the baseline's value of its
+            final observation.
+    """
+    valid = rollout.valid
+    phi = linear_baseline.features(rollout.observations, valid)
+    returns = discounted_returns(rollout.rewards.double(), valid, gamma)
+    weights = linear_baseline.fit(phi, returns, valid)
+    bootstrap = returns.new_zeros(returns.shape[:-1])
+    if bootstrap_truncated:
+        bootstrap = torch.where(rollout.truncated.any(-1), _final_value(rollout, weights), 0.0)
+    values = linear_baseline.predict(phi, weights)
+    estimates = generalized_advantages(rollout.rewards.double(), values, bootstrap, valid, gamma, gae_lambda)
+    return normalise(estimates, valid).to(rollout.rewards.dtype)
+
+
+def _final_value(rollout: Rollout, weights: Tensor) -> Tensor:
+    """The baseline's value `[task, episode]` of each episode's final observation, at the time it was seen."""
+    length = rollout.valid.sum(-1)
+    # Features know time by position: put the final observation at index `length` of an otherwise empty episode.
+    num_times = rollout.valid.shape[-1] + 1
+    here = torch.arange(num_times, device=length.device) == length.unsqueeze(-1)
+    placed = rollout.final_observation.unsqueeze(-2).expand(*here.shape, -1)
+    return linear_baseline.predict(linear_baseline.features(placed, here), weights).sum(-1)
+
+
+def to_samples(rollout: Rollout, advantage: Tensor, episode_fraction: float = 1.0) -> Samples:
+    """The rollout's valid steps as rows, `[task, row, ...]`, padded at the end to the longest task.
+
+    Args:
+        rollout: Recorded episodes.
+        advantage: `[task, episode, time]`.
+        episode_fraction: Keep only this share of each task's episodes (the first ones, at least one).
+    """
+    valid = rollout.valid
+    if episode_fraction < 1:
+        present = valid.any(-1)
+        keep = (episode_fraction * present.sum(-1, keepdim=True)).ceil()
+        valid = valid & (torch.arange(valid.shape[1], device=valid.device) < keep).unsqueeze(-1)
+    flat = valid.flatten(1)
+    num_rows = max(int(flat.sum(-1).max()), 1)
+    columns = (
+        rollout.observations,
+        rollout.actions,
+        advantage,
+        rollout.valid,
+        rollout.log_prob,
+        rollout.dist_params,
+    )
+    if bool(flat[:, :num_rows].all()) and num_rows == flat.shape[1]:
+        return Samples(*tree_map(lambda x: x.flatten(1, 2), columns))
+    # A stable sort of "is padding" puts valid rows first and keeps their order.
+    order = torch.argsort((~flat).to(torch.uint8), dim=1, stable=True)[:, :num_rows]
+    task = torch.arange(flat.shape[0], device=flat.device).unsqueeze(-1)
+    rows = Samples(*tree_map(lambda x: x.flatten(1, 2)[task, order], columns))
+    # Where tasks have different numbers of steps the last rows of the shorter ones are padding. Zero them: a
+    # network's gradient through a masked row is 0 * its input, and its input may be NaN.
+    kept = flat[task, order]
+    return tree_map(lambda x: torch.where(_like(kept, x), x, torch.zeros_like(x)), rows._replace(valid=kept))
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
