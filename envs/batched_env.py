@@ -56,6 +56,7 @@ class BatchedEnv:
             raise ValueError(f"episodes_per_task is {episodes_per_task}; it must be at least 1.")
         self.family = family
         self.episodes_per_task = episodes_per_task
+        _check_tasks(family, tasks, None)
         self.device = device
         self.horizon = family.horizon
         if num_threads is None:
@@ -81,13 +82,7 @@ class BatchedEnv:
 
     def set_tasks(self, tasks: Tensor) -> None:
         """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset before the next step."""
-        if tasks.ndim != 2 or tasks.shape != (self.num_tasks, self.family.task_dim):
-            raise ValueError(
-                f"tasks has shape {list(tasks.shape)}; {self.family.spec.id} takes "
-                f"[{self.num_tasks}, {self.family.task_dim}] ({', '.join(self.family.spec.task_labels)})."
-            )
-        if not bool(torch.isfinite(tasks).all()):
-            raise ValueError(f"tasks for {self.family.spec.id} hold a number that is not finite.")
+        _check_tasks(self.family, tasks, self.num_tasks)
         self.tasks = tasks.to(**self._options)
         self._lane_task = self.tasks.repeat_interleave(self.episodes_per_task, dim=0)
         self._state = None
@@ -118,14 +113,11 @@ class BatchedEnv:
     def reset_to(self, initial: State, lanes: Tensor | None = None) -> Tensor:
         """Starts episodes in given states (every entry `[lane, ...]`); otherwise as `reset`."""
         flat = None if lanes is None else lanes.reshape(-1)
-        if flat is None:
-            self._elapsed.zero_()
-            self._terminated.zero_()
-            self._truncated.zero_()
-        else:
-            self._elapsed.masked_fill_(flat, 0)
-            self._terminated.masked_fill_(flat, False)
-            self._truncated.masked_fill_(flat, False)
+        started = torch.ones_like(self._terminated) if flat is None else flat
+        self._elapsed.masked_fill_(started, 0)
+        # New tensors: an earlier Step still shows the old ones.
+        self._terminated = self._terminated & ~started
+        self._truncated = self._truncated & ~started
         self.simulator.reset(initial, flat)
         self._state = self.simulator.state()
         observation = self._observe(self._state)
@@ -138,6 +130,11 @@ class BatchedEnv:
         """Applies `actions [task, episode, act_dim]`, in policy units ([-1, 1] spans the range when action_scale is 1)."""
         before = self.state
         assert self._observation is not None
+        expected = (self.num_tasks, self.episodes_per_task, self.family.action_dim)
+        if actions.shape != expected:
+            raise ValueError(
+                f"actions has shape {list(actions.shape)}; it must be [task, episode, action] = {list(expected)}."
+            )
         live = ~(self._terminated | self._truncated)
         all_live = bool(live.all()) if self.device.type == "cpu" else False
         control = self.applied_action(actions.reshape(-1, self.family.action_dim))
@@ -181,9 +178,21 @@ class BatchedEnv:
         return lanes.reshape(self.num_tasks, self.episodes_per_task, *lanes.shape[1:])
 
 
+def _check_tasks(family: TaskFamily, tasks: Tensor, num_tasks: int | None) -> None:
+    """Raises ValueError unless `tasks` is `[num_tasks, task_dim]` (None: any number but zero) and finite."""
+    fits = tasks.ndim == 2 and tasks.shape[1] == family.task_dim
+    if not fits or tasks.shape[0] != (num_tasks or max(1, tasks.shape[0])):
+        raise ValueError(
+            f"tasks has shape {list(tasks.shape)}; {family.spec.id} takes "
+            f"[{num_tasks or 'task'}, {family.task_dim}] ({', '.join(family.spec.task_labels)})."
+        )
+    if not bool(torch.isfinite(tasks).all()):
+        raise ValueError(f"tasks for {family.spec.id} hold a number that is not finite.")
+
+
 def derive_task_seeds(seed: int | Sequence[int], num_tasks: int) -> list[int]:
     """One 63-bit noise seed per task: `seed` itself where it is a sequence, else derived from (seed, task index)."""
-    if not isinstance(seed, int):
+    if not isinstance(seed, int | np.integer):
         seeds = [int(s) for s in seed]
         if len(seeds) != num_tasks:
             raise ValueError(f"{len(seeds)} seeds were given for {num_tasks} tasks; give one per task, or one integer.")

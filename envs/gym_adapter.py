@@ -240,7 +240,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
                 flags[starting] = False
         elif self.autoreset_mode is AutoresetMode.SAME_STEP and self._finished.any():
             for i in np.flatnonzero(self._finished):
-                infos = self._add_info(infos, {"final_obs": observations[i].copy(), "final_info": {}}, i)
+                infos = self._add_info(infos, {"final_obs": observations[i].copy(), "final_info": {}}, int(i))
             observations = self._start(self._finished)
         return observations, rewards, terminated, truncated, infos
 
@@ -312,7 +312,7 @@ def _check_tasks(family: TaskFamily, tasks: Any, num_tasks: int | None) -> Tenso
         array = np.empty(0)
     if array.ndim == 1 and family.task_dim == 1:
         array = array[:, None]
-    fits = array.ndim == 2 and array.shape[1] == family.task_dim and num_tasks in (None, len(array))
+    fits = array.ndim == 2 and array.shape[-1] == family.task_dim and num_tasks in (None, len(array))
     if not fits or not np.isfinite(array).all():
         shown = tasks[0] if num_tasks == 1 else tasks
         raise ValueError(

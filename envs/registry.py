@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 
 from envs.family import TaskFamily
 from envs.presets import FAMILIES
@@ -55,6 +56,6 @@ def describe() -> list[tuple[str, str]]:
     return rows
 
 
-def _nearest(name: str, known: dict[str, object]) -> str:  # type: ignore[type-arg]
+def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
     return f" (did you mean {' or '.join(matches)}?)" if matches else ""

@@ -36,6 +36,7 @@ class Window:
         self._root.title(title)
         self._label = tkinter.Label(self._root)
         self._label.pack()
+        self._image: object = None
 
     def show(self, frame: np.ndarray) -> None:
         """Shows `frame [height, width, 3]` uint8."""

@@ -4,6 +4,9 @@ A lane keeps everything an `MjData` would carry from one step to the next, the s
 equals a plain `mujoco.mj_step` loop bit for bit whatever the other lanes do and however many threads run.
 """
 
+# MuJoCo's classes come from compiled modules without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import threading

@@ -1,5 +1,8 @@
 """Pictures of one MuJoCo world, drawn off screen."""
 
+# MuJoCo's classes come from compiled modules without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os
