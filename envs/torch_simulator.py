@@ -35,7 +35,8 @@ class TorchSimulator:
 
     def reset(self, initial: State, lanes: Tensor | None) -> None:
         if lanes is None or not self._state:
-            self._state = dict(initial)
+            # Copies, so that what the caller does to its own tensors later moves no world.
+            self._state = {name: value.clone() for name, value in initial.items()}
         else:
             self._state = _select(lanes, initial, self._state)
 
