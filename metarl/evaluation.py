@@ -65,7 +65,7 @@ def evaluate_adaptation(
         params: Meta-parameters.
         loss: Inner loss.
         tasks: `[task, task_dim]`.
-        inner_lr: Step size(s); `step_sizes` gives the published schedule.
+        inner_lr: Step size(s).
         num_steps: Inner steps K at test time; need not be the number used in training.
         noise_key: Key of the random streams.
         settings: Advantage estimation.
@@ -94,7 +94,3 @@ def evaluate_adaptation(
     returns = torch.stack([rollout.mean_return() for rollout in data.rollouts], dim=1).double()
     return AdaptationCurve(returns, data.num_steps()), data
 
-
-def step_sizes(inner_lr: float, num_steps: int, later_factor: float = 0.5) -> list[float]:
-    """The published test schedule: `inner_lr` for the first step, `later_factor` of it afterwards."""
-    return [inner_lr if k == 0 else later_factor * inner_lr for k in range(num_steps)]

@@ -44,7 +44,7 @@ from metarl.ops.masked import masked_mean
 from metarl.ops.tree import all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
 from metarl.parallel import TaskChunks
-from metarl.policies import per_task
+from metarl.policies import initial_params, per_task
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params, Policy, Samples, TaskFamily
 
@@ -59,7 +59,9 @@ class MAMLTRPOConfig:
         steps_per_task: Budget of time steps per task and phase (whole episodes until it is reached); 0 uses
             episodes_per_task.
         num_inner_steps: Inner gradient steps in training, each on fresh rollouts.
-        inner_lr: Inner step size alpha.
+        inner_lr: Inner step size alpha of the first inner step.
+        later_lr_factor: Step size of every later inner step, as a share of inner_lr, in training and at test time
+            (the published test protocol halves it after the first step).
         first_order: Ignore the second-order terms of the meta-gradient.
         gamma: Discount factor.
         gae_lambda: Lambda of generalized advantage estimation.
@@ -81,6 +83,7 @@ class MAMLTRPOConfig:
     steps_per_task: int = 0
     num_inner_steps: int = 1
     inner_lr: float = 0.1
+    later_lr_factor: float = 0.5
     first_order: bool = False
     gamma: float = 0.99
     gae_lambda: float = 1.0
@@ -94,6 +97,14 @@ class MAMLTRPOConfig:
     line_search_decay: float = 0.8
     chunk_size: int = 1
     memory_budget_mb: int = 1500
+
+    def step_sizes(self, num_steps: int) -> list[float]:
+        """Inner step sizes of the first `num_steps` steps."""
+        return [self.inner_lr * (1.0 if k == 0 else self.later_lr_factor) for k in range(num_steps)]
+
+    def advantage_settings(self) -> AdvantageSettings:
+        """How advantages are estimated, for `adapt_on_rollouts`."""
+        return AdvantageSettings(self.gamma, self.gae_lambda, self.bootstrap_truncated)
 
 
 class MetaBatch(NamedTuple):
@@ -148,7 +159,7 @@ def meta_objective(
         config: Settings.
     """
     adapted = adapt(
-        params, support, inner_loss(policy), inner_lr=config.inner_lr, first_order=config.first_order
+        params, support, inner_loss(policy), inner_lr=config.step_sizes(len(support)), first_order=config.first_order
     )[-1]
     new = per_task(policy)(adapted, query.observations)
     log_prob = policy.distribution.log_prob(new, query.actions)
@@ -187,7 +198,7 @@ def fisher_metric(
     def build(tasks: slice) -> AdaptedFisher:
         points, support, query = select_tasks((batch.trajectory, batch.metric_support, batch.metric_query), tasks)
         jacobian = AdaptationJacobian(
-            points[:-1], support, loss, inner_lr=config.inner_lr, first_order=config.first_order
+            points[:-1], support, loss, inner_lr=config.step_sizes(len(support)), first_order=config.first_order
         )
         return AdaptedFisher(apply, policy.distribution, points[-1], query, jacobian)
 
@@ -267,7 +278,7 @@ class MAMLTRPO:
         num_threads: int | None = None,
     ) -> None:
         self.family, self.policy, self.config, self.seed = family, policy, config, seed
-        self.params: Params = {n: p.detach().clone().to(device) for n, p in policy.named_parameters()}
+        self.params: Params = {name: value.to(device) for name, value in initial_params(policy).items()}
         self.iteration = 0
         self.env_steps = 0
         self.skipped_updates = 0
@@ -291,10 +302,10 @@ class MAMLTRPO:
             self.policy,
             self.params,
             inner_loss(self.policy),
-            inner_lr=config.inner_lr,
+            inner_lr=config.step_sizes(config.num_inner_steps),
             num_steps=config.num_inner_steps,
             noise_key=(TRAINING, self.seed, self.iteration),
-            settings=AdvantageSettings(config.gamma, config.gae_lambda, config.bootstrap_truncated),
+            settings=config.advantage_settings(),
             steps_per_task=config.steps_per_task or None,
             chunks=self._chunks,
         )

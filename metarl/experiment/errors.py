@@ -1,0 +1,62 @@
+"""One clear sentence and exit code 2 instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+class UserError(Exception):
+    """Something the person at the terminal can put right. The message says what, where, and what would be right."""
+
+
+def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
+    """Decorates a script's main function: bad input or a failing disk ends it with one sentence and exit code 2.
+
+    `ValueError` counts as bad input only where the scripts raise it from their arguments, which they do by wrapping
+    it in `UserError`; a `ValueError` out of the numerics stays a traceback, because it is a defect of ours.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            sys.exit(_fail(str(error)))
+        except OSError as error:
+            if error.errno not in _EXPLAINED:
+                raise
+            sys.exit(_fail(describe_os_error(error)))
+
+    return wrapped
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+_EXPLAINED = {
+    errno.ENOSPC: "the disk is full; free some space and run the command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+    errno.EFBIG: "the file would exceed the size limit of this process or disk; raise it and run the command again",
+    errno.EACCES: "permission denied; choose a place you may write to",
+    errno.EPERM: "operation not permitted; choose a place you may write to",
+    errno.EROFS: "the file system is read-only; choose a place you may write to",
+    errno.ENOTDIR: "a part of that path is a file, not a directory",
+    errno.EISDIR: "that is a directory, not a file",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.ENOENT: "there is no such file or directory",
+    errno.EIO: "the disk reported an error",
+}
+
+
+def describe_os_error(error: OSError) -> str:
+    """One sentence for a failing file operation, with the path."""
+    what = _EXPLAINED.get(error.errno or 0, error.strerror or str(error))
+    return f"{error.filename}: {what}." if error.filename else f"{what[0].upper()}{what[1:]}."

@@ -1,0 +1,83 @@
+"""The evaluation protocol on a loaded run: which tasks, which budget, which table comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from metarl.algorithms.maml_trpo import inner_loss
+from metarl.evaluation import AdaptationCurve, evaluate_adaptation
+from metarl.experiment.loading import LoadedRun
+from metarl.noise import EVALUATION
+from metarl.parallel import TaskChunks
+from metarl.rollout_adaptation import RolloutAdaptation
+
+DEFAULT_NUM_TASKS = 40
+
+
+def test_tasks(run: LoadedRun, num_tasks: int | None, seed: int) -> tuple[Tensor, str]:
+    """The tasks to evaluate on and where they come from: the variant's published ones unless a number is asked for."""
+    published = run.family.published_tasks()
+    if published is not None and (num_tasks is None or num_tasks == len(published)):
+        return published, f"the {len(published)} published test tasks"
+    count = num_tasks or DEFAULT_NUM_TASKS
+    return run.family.sample_tasks(count, "test", seed), f"{count} tasks drawn from the test split"
+
+
+def evaluate_run(
+    run: LoadedRun,
+    tasks: Tensor,
+    *,
+    num_steps: int,
+    episodes_per_task: int | None,
+    seed: int = 0,
+    num_threads: int | None = None,
+) -> tuple[AdaptationCurve, RolloutAdaptation]:
+    """Adaptation curve of a run on `tasks`, with the run's own inner step sizes.
+
+    Args:
+        run: The loaded run.
+        tasks: `[task, task_dim]`.
+        num_steps: Inner steps.
+        episodes_per_task: Episodes per task and step; None takes twice the training data, counted as training
+            counts it (in time steps if it has a budget of those), which is the published protocol.
+        seed: Noise seed of the evaluation, apart from every training stream.
+        num_threads: Worker threads; None takes the available cores.
+    """
+    learner = run.config.learner
+    steps_per_task = 2 * learner.steps_per_task if episodes_per_task is None and learner.steps_per_task else None
+    return evaluate_adaptation(
+        run.family,
+        run.policy,
+        run.params,
+        inner_loss(run.policy),
+        tasks,
+        inner_lr=learner.step_sizes(num_steps),
+        num_steps=num_steps,
+        noise_key=(EVALUATION, seed),
+        settings=learner.advantage_settings(),
+        episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
+        steps_per_task=steps_per_task,
+        device=run.config.device,
+        chunks=TaskChunks(learner.chunk_size, num_threads),
+    )
+
+
+def evaluation_record(run: LoadedRun, curve: AdaptationCurve, data: RolloutAdaptation) -> dict[str, Any]:
+    """The JSON that `evaluate.py --json` writes: returns are undiscounted sums, means over a task's episodes."""
+    family, _, variant = run.config.family.partition("@")
+    return {
+        "family": family,
+        "variant": variant,
+        "algorithm": run.config.algorithm,
+        "iteration": run.iteration,
+        "seed": run.config.seed,
+        "steps": curve.returns.shape[1] - 1,
+        "num_tasks": len(curve.returns),
+        "episodes": float(data.rollouts[0].valid.any(-1).sum(-1).double().mean()),
+        "env_steps": curve.env_steps,
+        "return_mean": curve.mean.tolist(),
+        "return_ci95": curve.ci95.tolist(),
+        "per_task": curve.returns.tolist(),
+    }

@@ -1,0 +1,90 @@
+"""Files that are never half written: everything goes to a temporary neighbour first and is renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarl.experiment.errors import UserError
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, or leaves it as it was: at no moment is it partly written.
+
+    Raises:
+        OSError: If it cannot be written; the temporary file is gone then.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            # Without it a power cut after the rename may leave an empty file under the final name.
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, atomically. Numbers that JSON has no word for become null."""
+    write_bytes_atomically(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Saves tensors, numbers, strings and containers of those, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Loads what `save_checkpoint` wrote. Runs no code from the file, whatever is in it.
+
+    Raises:
+        UserError: If it is missing, damaged, or holds anything but tensors and plain data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {path}.") from None
+    except OSError:
+        raise
+    except Exception as error:
+        # torch raises RuntimeError, UnpicklingError, EOFError, BadZipFile ... depending on where the damage is.
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            reason = "it holds something other than tensors and plain data, and was not loaded"
+        else:
+            reason = "it is damaged or cut off"
+        raise UserError(f"{path} is not a usable checkpoint: {reason}. Use another one of the same run.") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint of metarl: it holds a {type(state).__name__}.")
+    return state

@@ -1,0 +1,64 @@
+"""Reading finished or running runs: a run directory, or one under `pretrained/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from metarl.experiment.config import TrainConfig
+from metarl.experiment.errors import UserError
+from metarl.experiment.run_directory import read_checkpoint, read_config
+from metarl.experiment.trainer import make_policy
+from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.types import Params, TaskFamily
+
+CheckpointName = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained policy with what is needed to adapt it.
+
+    Attributes:
+        path: The run directory.
+        config: Its settings.
+        family: Its task family.
+        policy: The policy module (structure only; use `params`).
+        params: Meta-parameters of the checkpoint.
+        iteration: Iterations behind the checkpoint.
+    """
+
+    path: Path
+    config: TrainConfig
+    family: TaskFamily
+    policy: GaussianMLPPolicy
+    params: Params
+    iteration: int
+
+
+def load_run(
+    path: Path, make_family: Callable[[TrainConfig], TaskFamily], checkpoint: CheckpointName = "best"
+) -> LoadedRun:
+    """Loads a run.
+
+    Args:
+        path: Run directory.
+        make_family: Builds the task family a config names (metarl imports no environments itself).
+        checkpoint: "best" (by validation on training tasks) or "last".
+
+    Raises:
+        UserError: If it is not a run, or its checkpoint is missing or unusable.
+    """
+    config = read_config(path)
+    file = path / "checkpoints" / f"{checkpoint}.pt"
+    if not file.exists():
+        present = sorted(p.stem for p in file.parent.glob("*.pt")) if file.parent.is_dir() else []
+        hint = f"; it has: {', '.join(present)}" if present else "; it has none yet"
+        raise UserError(f"{path} has no checkpoint '{checkpoint}'{hint}.")
+    family = make_family(config)
+    policy = make_policy(family, config.policy, config.seed)
+    state = read_checkpoint(file, config, initial_params(policy))
+    learner = state["learner"]
+    return LoadedRun(path, config, family, policy, learner["params"], learner["iteration"])

@@ -1,0 +1,59 @@
+"""A line that tells how training is doing; silent where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import final
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+
+@final
+class Progress:
+    """Shows iterations, returns before and after adaptation, KL, speed and time left on a terminal's last line.
+
+    Args:
+        total: Iterations in all.
+        start: Iterations already done.
+        console: Where to write; None takes standard error. Without a terminal nothing is shown.
+    """
+
+    def __init__(self, total: int, start: int = 0, console: Console | None = None) -> None:
+        self._total, self._start = total, start
+        self._console = console or Console(file=sys.stderr)
+        self._live: Live | None = None
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(Text("collecting the first rollouts ..."), console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, iteration: int, metrics: dict[str, float]) -> None:
+        """Shows the state after `iteration` iterations."""
+        if self._live is not None:
+            self._live.update(Text(self.line(iteration, metrics)))
+
+    def line(self, iteration: int, metrics: dict[str, float]) -> str:
+        """The line's text."""
+        steps = sorted((k for k in metrics if k.startswith("return/step_")), key=lambda k: int(k.rsplit("_", 1)[1]))
+        returns = " -> ".join(f"{metrics[k]:.1f}" for k in steps)
+        left = (time.monotonic() - self._begin) / max(iteration - self._start, 1) * (self._total - iteration)
+        return (
+            f"iteration {iteration}/{self._total}   return pre -> post {returns}   KL {metrics['kl']:.4f}   "
+            f"{metrics['time/env_steps_per_second']:,.0f} steps/s   {_duration(left)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

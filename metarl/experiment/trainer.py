@@ -1,0 +1,163 @@
+"""The training run around a learner: logging, validation, checkpoints, resuming, stopping."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from typing import Any, final
+
+import torch
+
+from metarl.algorithms.maml_trpo import MAMLTRPO, inner_loss
+from metarl.evaluation import evaluate_adaptation
+from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.files import save_checkpoint
+from metarl.experiment.progress import Progress
+from metarl.experiment.run_directory import CHECKPOINT_FORMAT, RunDirectory, read_checkpoint
+from metarl.noise import VALIDATION
+from metarl.parallel import TaskChunks
+from metarl.policies import GaussianMLPPolicy
+from metarl.types import TaskFamily
+
+_VALIDATION_TASK_SEED = 2**31 - 1
+"""Task seed of the validation draw: far from the seeds people choose for training."""
+
+
+def make_policy(family: TaskFamily, config: PolicyConfig, seed: int) -> GaussianMLPPolicy:
+    """The policy a config describes, its weights drawn from `seed`."""
+    return GaussianMLPPolicy(
+        family.observation_dim,
+        family.action_dim,
+        config.hidden_sizes,
+        config.activation,
+        config.init_std,
+        config.min_std,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def make_learner(family: TaskFamily, config: TrainConfig) -> MAMLTRPO:
+    """The learner a config describes, before its first iteration."""
+    policy = make_policy(family, config.policy, config.seed)
+    return MAMLTRPO(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
+
+
+@final
+class Trainer:
+    """Runs a learner to its last iteration inside a run directory.
+
+    Args:
+        family: Task family.
+        config: The run's settings.
+        run: Where it is kept.
+        resume: Continue from the run's last checkpoint, if it has one yet.
+    """
+
+    def __init__(self, family: TaskFamily, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+        self.family, self.config, self.run = family, config, run
+        self.learner = make_learner(family, config)
+        self.best_score = -math.inf
+        last = run.checkpoint("last")
+        # A run killed before its first checkpoint starts again from nothing, which is where it was.
+        if resume and last.exists():
+            state = read_checkpoint(last, config, self.learner.params)
+            self.learner.load_state_dict(state["learner"])
+            self.best_score = state["best_score"]
+        run.cut_metrics(self.learner.iteration)
+
+    def train(self) -> bool:
+        """Trains to the configured iteration. Returns whether it got there: False after Ctrl-C."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        start, total = self.learner.iteration, self.config.iterations
+        with (
+            _StopSignal() as stop,
+            Progress(total, start) as progress,
+            SummaryWriter(self.run.path, purge_step=start + 1 if start else None) as events,
+        ):
+            while self.learner.iteration < total and not stop.requested:
+                metrics = self.learner.iterate()
+                if self._validation_due():
+                    metrics |= self._validate()
+                iteration = self.learner.iteration
+                self.run.append_metrics({"iteration": iteration, **_without_nonfinite(metrics)})
+                for name, value in metrics.items():
+                    events.add_scalar(name, value, iteration)
+                self._save_checkpoints()
+                progress.update(iteration, metrics)
+        return self.learner.iteration >= total
+
+    def _validation_due(self) -> bool:
+        every = self.config.validation.every
+        return every > 0 and (self.learner.iteration % every == 0 or self.learner.iteration == self.config.iterations)
+
+    def _validate(self) -> dict[str, float]:
+        """Adaptation on a fixed draw of training tasks; saves the best checkpoint so far."""
+        validation, settings = self.config.validation, self.config.learner
+        tasks = self.family.sample_tasks(validation.num_tasks, "train", _VALIDATION_TASK_SEED)
+        curve, _ = evaluate_adaptation(
+            self.family,
+            self.learner.policy,
+            self.learner.params,
+            inner_loss(self.learner.policy),
+            tasks,
+            inner_lr=settings.step_sizes(validation.steps),
+            num_steps=validation.steps,
+            noise_key=(VALIDATION, self.config.seed),
+            settings=settings.advantage_settings(),
+            episodes_per_task=settings.episodes_per_task,
+            steps_per_task=settings.steps_per_task or None,
+            device=self.config.device,
+            chunks=TaskChunks(settings.chunk_size, self.config.num_threads or None),
+        )
+        score = float(curve.mean[1:].mean())
+        # Written so that a score that is not a number never becomes the best.
+        if score > self.best_score:
+            self.best_score = score
+            save_checkpoint(self.run.checkpoint("best"), self._state())
+        returns = {f"validation/return_step_{k}": float(value) for k, value in enumerate(curve.mean)}
+        return returns | {"validation/score": score, "validation/best_score": self.best_score}
+
+    def _save_checkpoints(self) -> None:
+        iteration = self.learner.iteration
+        if iteration % self.config.keep_every == 0:
+            save_checkpoint(self.run.checkpoint(f"iteration_{iteration}"), self._state())
+        if self.best_score == -math.inf and iteration == self.config.iterations:
+            save_checkpoint(self.run.checkpoint("best"), self._state())
+        save_checkpoint(self.run.checkpoint("last"), self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "algorithm": self.config.algorithm,
+            "family": self.config.family,
+            "learner": self.learner.state_dict(),
+            "best_score": self.best_score,
+        }
+
+
+def _without_nonfinite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """NaN and infinity as null: JSON has no word for them."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+class _StopSignal:
+    """Ctrl-C or SIGTERM asks for a clean stop after the current iteration; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> _StopSignal:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nStopping after this iteration (once more to stop at once) ...", file=sys.stderr)

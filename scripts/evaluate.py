@@ -1,0 +1,97 @@
+"""Adaptation curve of a trained run on held-out tasks, beside the published numbers where its preset has them.
+
+    python scripts/evaluate.py runs/demo
+    python scripts/evaluate.py pretrained/navigation-2d@maml2017 --steps 4 --episodes 40
+
+The table is also saved as evaluation_<checkpoint>.json in the run directory, and where --json says.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import _common
+import tyro
+
+from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.files import write_json
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of evaluate.py.
+
+    Attributes:
+        run: Run directory, or one under pretrained/.
+        steps: Inner gradient steps to take.
+        num_tasks: Test tasks; by default the variant's published ones where it has them, else 40 drawn.
+        episodes: Episodes per task and step; by default twice the training data, as published.
+        checkpoint: Which checkpoint.
+        seed: Seed of the evaluation's noise (and of drawn tasks).
+        json: Where to write the results as JSON as well.
+    """
+
+    run: tyro.conf.Positional[Path]
+    steps: int = 3
+    num_tasks: int | None = None
+    episodes: int | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    seed: int = 0
+    json: Path | None = None
+
+
+def table(record: dict, published: tuple) -> str:
+    """The curve as text: a row for the run, one per published method."""
+    width = max(record["steps"] + 1, *(len(curve.returns) for curve in published), 1)
+    lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]
+    cells = [f"{m:.2f} ± {c:.2f}" for m, c in zip(record["return_mean"], record["return_ci95"], strict=True)]
+    lines.append("this run (± 95 % over tasks)".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
+    for curve in published:
+        cells = "".join(f"{value:>18.2f}" for value in curve.returns)
+        lines.append(f"published: {curve.label}".ljust(34) + cells)
+    for source in dict.fromkeys(curve.source for curve in published):
+        lines.append(f"published numbers: {source}")
+    return "\n".join(lines)
+
+
+@reports_errors
+def main() -> None:
+    _common.handle_list(sys.argv)
+    arguments = tyro.cli(Arguments, description=__doc__, prog="evaluate.py")
+    for name in ("num_tasks", "episodes"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
+    if arguments.steps < 0 or arguments.seed < 0:
+        raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
+    run = _common.load_run(arguments.run, arguments.checkpoint)
+    _common.check_device(run.config.device)
+
+    from metarl.experiment.evaluate_run import evaluate_run, evaluation_record, test_tasks
+
+    tasks, origin = test_tasks(run, arguments.num_tasks, arguments.seed)
+    curve, data = evaluate_run(
+        run, tasks, num_steps=arguments.steps, episodes_per_task=arguments.episodes, seed=arguments.seed
+    )
+    record = evaluation_record(run, curve, data)
+    print(f"{run.config.family}, {run.config.algorithm}, {arguments.checkpoint} checkpoint (iteration {run.iteration})")
+    print(f"return before each inner step, mean over {origin}; {curve.env_steps:,} environment steps")
+    print(table(record, run.family.spec.published))
+    targets = [arguments.json] if arguments.json else []
+    default = arguments.run / f"evaluation_{arguments.checkpoint}.json"
+    for path in [*targets, default]:
+        try:
+            write_json(path, record)
+        except OSError:
+            # A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
+            if path is not default:
+                raise
+        else:
+            print(f"saved {path}")
+
+
+if __name__ == "__main__":
+    main()

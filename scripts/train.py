@@ -1,0 +1,116 @@
+"""Train a meta-learner on a task family.
+
+    python scripts/train.py maml-trpo --family navigation-2d
+    python scripts/train.py maml-trpo --family halfcheetah-vel@maml2017 --iterations 30 --run-dir runs/cheetah
+    python scripts/train.py --resume runs/cheetah --iterations 60
+
+Settings start from the preset of the algorithm on that family; every flag below changes one. `--list` shows families,
+variants and algorithms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import _common
+import tyro
+
+from metarl.experiment.config import ALGORITHMS, TrainConfig, check, preset
+from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.run_directory import RunDirectory, read_config
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of train.py.
+
+    Attributes:
+        config: The run's settings.
+        run_dir: Where the run is kept; runs/<family>-<algorithm>-<time> if not given.
+        resume: Continue the run in this directory; only --iterations may change.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    resume: Path | None = None
+
+
+def flag_value(arguments: list[str], flag: str) -> str | None:
+    """The value of `--flag VALUE` or `--flag=VALUE`, before tyro parses anything: defaults depend on it."""
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here == flag:
+            return following
+        if here.startswith(f"{flag}="):
+            return here.split("=", 1)[1]
+    return None
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """Parses the command line on top of the preset, or of the resumed run's own settings."""
+    resume = flag_value(arguments, "--resume")
+    algorithm = arguments[0] if arguments and not arguments[0].startswith("-") else "maml-trpo"
+    if algorithm not in ALGORITHMS:
+        near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1, cutoff=0.3)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(ALGORITHMS)}. See --list.")
+    wants_help = "--help" in arguments or "-h" in arguments
+    if resume is not None and not wants_help:
+        default = read_config(Path(resume))
+    else:
+        default = preset(algorithm, _common.resolve_family(flag_value(arguments, "--family") or "navigation-2d"))
+    parsed = tyro.cli(Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train.py")
+    config = dataclasses.replace(parsed.config, family=_common.resolve_family(parsed.config.family))
+    if resume is not None and dataclasses.replace(config, iterations=default.iterations) != default:
+        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+        raise UserError(
+            f"--resume continues {resume} with its own settings; only --iterations may change, not those under "
+            f"{', '.join(name for name in changed if name != 'iterations')}."
+        )
+    check(config)
+    return dataclasses.replace(parsed, config=config)
+
+
+@reports_errors
+def main() -> None:
+    _common.handle_list(sys.argv)
+    arguments = parse(sys.argv[1:])
+    config = arguments.config
+    _common.check_device(config.device)
+    family = _common.make_family(config.family, config.observe_task)
+    if arguments.resume is not None:
+        run = RunDirectory.resume(arguments.resume)
+        run.save_config(config)
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        path = arguments.run_dir or Path("runs") / f"{config.family}-{config.algorithm}-{stamp}"
+        run = RunDirectory.create(path, config)
+
+    # After the arguments are known to be good: this import brings TensorBoard and takes a moment.
+    from metarl.experiment.trainer import Trainer
+
+    trainer = Trainer(family, config, run, resume=arguments.resume is not None)
+    done = trainer.learner.iteration
+    print(
+        f"{config.algorithm} on {config.family}: iteration {done} of {config.iterations}, seed {config.seed}, "
+        f"run directory {run.path}",
+        flush=True,
+    )
+    finished = trainer.train()
+    trained = trainer.learner
+    if trained.skipped_updates:
+        print(f"Skipped {trained.skipped_updates} updates whose rollouts or gradients were not finite.")
+    if not finished:
+        print(f"Stopped after iteration {trained.iteration}; continue with: train.py --resume {run.path}")
+        return
+    print(f"Done: {trained.iteration} iterations, {trained.env_steps:,} environment steps.")
+    print(f"Next: python scripts/evaluate.py {run.path}   and   python scripts/visualize.py {run.path}")
+
+
+if __name__ == "__main__":
+    main()
