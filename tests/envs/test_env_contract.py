@@ -66,10 +66,15 @@ def test_a_snapshot_survives_later_steps_and_resets(family: TaskFamily) -> None:
 def test_flags_of_a_finished_episode_survive_its_reset(family: TaskFamily) -> None:
     env = family.batch(family.sample_tasks(TASKS), EPISODES)
     env.reset(0)
-    for actions in random_actions(family, family.horizon):
-        step = env.step(actions)
+    actions = random_actions(family, family.horizon)
+    actions[-1, 0, 0] = torch.nan  # one ends by itself, the others at the horizon
+    for k in range(family.horizon):
+        step = env.step(actions[k])
+    expected = torch.zeros(TASKS, EPISODES, dtype=torch.bool)
+    expected[0, 0] = True
     env.reset(1)
-    assert bool((step.terminated | step.truncated).all())
+    assert torch.equal(step.terminated, expected)
+    assert torch.equal(step.truncated, ~expected)
 
 
 def test_a_task_sees_nothing_of_the_others(family: TaskFamily) -> None:
