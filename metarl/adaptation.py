@@ -4,7 +4,7 @@ r"""The inner loop: gradient steps from shared parameters to each task's own (Fi
 
 One function serves collection (batches are fresh rollouts made with theta_k), the meta-objective (recorded batches,
 differentiable through every step), evaluation, and supervised few-shot learning. `AdaptationJacobian` gives products
-with d theta_K / d theta_0 = prod_k (I - A_k H_k), H_k the Hessian of the inner loss at theta_k.
+with d theta_k / d theta_0 = prod_{j<k} (I - A_j H_j), H_j the Hessian of the inner loss at theta_j.
 
 | symbol   | shape                    | meaning                                                   |
 |----------|--------------------------|-----------------------------------------------------------|
@@ -83,10 +83,10 @@ def adapt(
 
 @final
 class AdaptationJacobian:
-    r"""Products with $J = d\theta_K / d\theta_0 = \prod_k (I - A_k H_k)$ at recorded points, for a block of tasks.
+    r"""Products with $J_k = d\theta_k / d\theta_0 = \prod_{j<k} (I - A_j H_j)$ at recorded points, for a block of tasks.
 
     Each inner gradient is traced once and its graph kept; every product after that is one backward pass through it
-    per step (Pearlmutter 1994). As H_k is symmetric, the same passes in the opposite order give $J^T$.
+    per step (Pearlmutter 1994). As H_j is symmetric, the same passes in the opposite order give the transposes.
 
     Args:
         points: theta_0 .. theta_{K-1}, as `adapt` returns them (theta_K may follow and is ignored).
@@ -106,6 +106,7 @@ class AdaptationJacobian:
     ) -> None:
         self._steps: list[tuple[Params, Params, Callable[[str], float | Tensor]]] = []
         self._adapted = [name for name in points[0] if _is_adapted(name, mask)]
+        self._num_steps = len(batches)
         if first_order:
             return
         for k, batch in enumerate(batches):
@@ -113,19 +114,33 @@ class AdaptationJacobian:
             gradient = _gradient(loss, leaves, batch, list(leaves), create_graph=True)
             self._steps.append((leaves, gradient, _step_size(inner_lr, k)))
 
-    def product(self, tangent: Params) -> Params:
-        """J v, for `tangent` v and result with a leading task axis."""
+    def products(self, tangent: Params) -> list[Params]:
+        """`[J_0 v, J_1 v, ..., J_K v]` for a tangent v with a leading task axis; J_0 is the identity."""
+        tangents = [tangent]
         for leaves, gradient, lr in self._steps:
-            curvature = _hessian_product(leaves, gradient, tangent)
-            tangent = tangent | {name: tangent[name] - lr(name) * curvature[name] for name in self._adapted}
-        return tangent
+            v = tangents[-1]
+            curvature = _hessian_product(leaves, gradient, v)
+            tangents.append(v | {name: v[name] - lr(name) * curvature[name] for name in self._adapted})
+        return tangents if self._steps else tangents * (self._num_steps + 1)
 
-    def transposed_product(self, cotangent: Params) -> Params:
-        """J^T w, likewise."""
-        for leaves, gradient, lr in reversed(self._steps):
-            curvature = _hessian_product(leaves, gradient, {n: lr(n) * cotangent[n] for n in self._adapted})
-            cotangent = {name: value - curvature[name] for name, value in cotangent.items()}
-        return cotangent
+    def transposed_product(self, cotangents: Sequence[Params | None]) -> Params:
+        """`sum_k J_k^T w_k` for cotangents `[w_0, ..., w_K]` (None: 0), in one backward sweep over the steps."""
+        total = cotangents[-1]
+        for k in reversed(range(self._num_steps)):
+            if total is not None and self._steps:
+                leaves, gradient, lr = self._steps[k]
+                curvature = _hessian_product(leaves, gradient, {n: lr(n) * total[n] for n in self._adapted})
+                total = {name: value - curvature[name] for name, value in total.items()}
+            total = _add(total, cotangents[k])
+        if total is None:
+            raise ValueError("transposed_product() was given no cotangent at all.")
+        return total
+
+
+def _add(a: Params | None, b: Params | None) -> Params | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return {name: value + b[name] for name, value in a.items()}
 
 
 def _hessian_product(leaves: Params, gradient: Params, vector: Params) -> Params:

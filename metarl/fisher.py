@@ -1,15 +1,15 @@
 r"""Fisher information of adapted policies, pulled back through the adaptation: products with $J^T F J$.
 
-At the old parameters the expected Hessian of the KL divergence is $\sum_i J_i^T F_i J_i$, with $J_i$ the Jacobian of
-task i's adaptation and $F_i = \frac1N \sum_s D_s^T G_s D_s$ the Fisher information of its adapted policy over its
-query states: $D_s$ the Jacobian of the distribution parameters at state s, $G_s$ the information matrix in those
-parameters. Second derivatives of the network and of the adaptation drop out exactly, as the KL divergence is at its
-minimum (Schraudolph 2002; Schulman et al. 2015, appendix C).
+At the old parameters the expected Hessian of the KL divergence after k inner steps is $\sum_i J_i^T F_i J_i$, with
+$J_i$ the Jacobian of task i's adaptation and $F_i = \frac1N \sum_s D_s^T G_s D_s$ the Fisher information of its
+adapted policy over its states: $D_s$ the Jacobian of the distribution parameters at state s, $G_s$ the information
+matrix in those parameters. Second derivatives of the network and of the adaptation drop out exactly, as the KL
+divergence is at its minimum (Schraudolph 2002; Schulman et al. 2015, appendix C).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
@@ -22,66 +22,81 @@ from metarl.types import Distribution, DistParams, Params, Samples
 
 
 @final
-class AdaptedFisher:
-    """$v \\mapsto \\sum_i J_i^T F_i J_i v$ over a block of tasks.
+class PolicyFisher:
+    """$v \\mapsto F_i v_i$ for every task i of a block: the policy's own Fisher information at given parameters.
 
-    The policy is traced once, its graph kept; every product is then a handful of backward passes.
+    The policy is traced once, its graph kept; every product is then two backward passes.
 
     Args:
         apply: `(params [task, ...], observations [task, row, obs_dim]) -> DistParams [task, row, ...]`.
         distribution: Which distribution those parameters belong to.
-        adapted: theta_K, `[task, ...]`.
-        query: Post-adaptation samples of the block.
-        jacobian: The block's d theta_K / d theta_0.
+        params: Per-task parameters.
+        samples: The states to average over.
     """
 
     def __init__(
         self,
         apply: Callable[[Params, Tensor], DistParams],
         distribution: Distribution,
-        adapted: Params,
-        query: Samples,
-        jacobian: AdaptationJacobian,
+        params: Params,
+        samples: Samples,
     ) -> None:
-        self._jacobian = jacobian
         self._distribution = distribution
-        self._num_tasks = query.valid.shape[0]
-        self._leaves = {name: value.detach().requires_grad_() for name, value in adapted.items()}
+        self._leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         with torch.enable_grad():
-            outputs = apply(self._leaves, query.observations)
+            outputs = apply(self._leaves, samples.observations)
             self._outputs, self._structure = tree_flatten(outputs)
             # D v by differentiating D^T u, which is linear in u, with respect to u: both directions from one graph.
             self._cotangents = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
-            self._pullback = self._transposed_policy_jacobian(self._cotangents, create_graph=True)
+            self._pullback = self._transposed_jacobian(self._cotangents, create_graph=True)
         self._dist_params = tree_map(torch.Tensor.detach, outputs)
-        weights = query.valid / query.valid.sum(-1, keepdim=True).clamp(min=1)
-        self._row_weights = weights.to(query.observations.dtype).unsqueeze(-1)
+        # Cast before dividing: a quotient of integers would be rounded to float32.
+        valid = samples.valid.to(samples.observations.dtype)
+        self._row_weights = (valid / valid.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+
+    def product(self, tangent: Params) -> Params:
+        """The product for per-task `tangent`, `[task, ...]`."""
+        outputs = torch.autograd.grad(
+            self._pullback, self._cotangents, list(tangent.values()), retain_graph=True, materialize_grads=True
+        )
+        informed = self._distribution.fisher_product(
+            self._dist_params, tree_unflatten(list(outputs), self._structure)
+        )
+        cotangents = [self._row_weights * value for value in tree_flatten(informed)[0]]
+        return dict(zip(self._leaves, self._transposed_jacobian(cotangents, create_graph=False), strict=True))
+
+    def _transposed_jacobian(self, cotangents: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            self._outputs,
+            list(self._leaves.values()),
+            cotangents,
+            create_graph=create_graph,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+
+
+@final
+class AdaptedFisher:
+    """$v \\mapsto \\sum_k c_k \\sum_i J_{ik}^T F_{ik} J_{ik} v$ over a block of tasks, for shared parameters v.
+
+    Args:
+        jacobian: The block's d theta_k / d theta_0.
+        fishers: Inner step k -> (weight c_k, Fisher information of the policy at theta_k).
+        num_tasks: Tasks in the block.
+    """
+
+    def __init__(
+        self, jacobian: AdaptationJacobian, fishers: Mapping[int, tuple[float, PolicyFisher]], num_tasks: int
+    ) -> None:
+        self._jacobian = jacobian
+        self._fishers = fishers
+        self._num_tasks = num_tasks
 
     def product(self, vector: Params) -> Params:
         """The product for shared parameters `vector`, summed over the block's tasks."""
-        tangent = self._jacobian.product(expand_tasks(vector, self._num_tasks))
-        outputs = tree_unflatten(self._policy_jacobian(tangent), self._structure)
-        weighted = self._distribution.fisher_product(self._dist_params, outputs)
-        cotangents = [self._row_weights * value for value in tree_flatten(weighted)[0]]
-        pulled_back = self._transposed_policy_jacobian(cotangents, create_graph=False)
-        cotangent = dict(zip(self._leaves, pulled_back, strict=True))
-        return sum_tasks(self._jacobian.transposed_product(cotangent))
-
-    def _policy_jacobian(self, tangent: Params) -> list[Tensor]:
-        return list(
-            torch.autograd.grad(
-                self._pullback, self._cotangents, list(tangent.values()), retain_graph=True, materialize_grads=True
-            )
-        )
-
-    def _transposed_policy_jacobian(self, cotangents: list[Tensor], create_graph: bool) -> list[Tensor]:
-        return list(
-            torch.autograd.grad(
-                self._outputs,
-                list(self._leaves.values()),
-                cotangents,
-                create_graph=create_graph,
-                retain_graph=True,
-                materialize_grads=True,
-            )
-        )
+        tangents = self._jacobian.products(expand_tasks(vector, self._num_tasks))
+        cotangents: list[Params | None] = [None] * len(tangents)
+        for k, (weight, fisher) in self._fishers.items():
+            cotangents[k] = {name: weight * value for name, value in fisher.product(tangents[k]).items()}
+        return sum_tasks(self._jacobian.transposed_product(cotangents))

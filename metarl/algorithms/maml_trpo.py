@@ -35,7 +35,7 @@ from torch import Tensor
 
 from metarl.adaptation import AdaptationJacobian, Loss, adapt
 from metarl.collect import worlds_for_budget
-from metarl.fisher import AdaptedFisher
+from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.noise import TRAINING
 from metarl.ops import surrogate
@@ -62,6 +62,8 @@ class MAMLTRPOConfig:
         inner_lr: Inner step size alpha of the first inner step.
         later_lr_factor: Step size of every later inner step, as a share of inner_lr, in training and at test time
             (the published test protocol halves it after the first step).
+        multi_step_loss: Average the meta-objective (and the trust region) over the policies after every inner step
+            instead of the last alone (Antoniou et al. 2019, section 4): trains the steps that are tested.
         first_order: Ignore the second-order terms of the meta-gradient.
         gamma: Discount factor.
         gae_lambda: Lambda of generalized advantage estimation.
@@ -84,6 +86,7 @@ class MAMLTRPOConfig:
     num_inner_steps: int = 1
     inner_lr: float = 0.1
     later_lr_factor: float = 0.5
+    multi_step_loss: bool = False
     first_order: bool = False
     gamma: float = 0.99
     gae_lambda: float = 1.0
@@ -102,6 +105,11 @@ class MAMLTRPOConfig:
         """Inner step sizes of the first `num_steps` steps."""
         return [self.inner_lr * (1.0 if k == 0 else self.later_lr_factor) for k in range(num_steps)]
 
+    def objective_weights(self) -> dict[int, float]:
+        """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""
+        last = self.num_inner_steps
+        return {k: 1 / last for k in range(1, last + 1)} if self.multi_step_loss and last else {last: 1.0}
+
     def advantage_settings(self) -> AdvantageSettings:
         """How advantages are estimated, for `adapt_on_rollouts`."""
         return AdvantageSettings(self.gamma, self.gae_lambda, self.bootstrap_truncated)
@@ -112,27 +120,22 @@ class MetaBatch(NamedTuple):
 
     Attributes:
         trajectory: theta_0 .. theta_K of each task, as collection went through them.
-        support: Samples of each inner step.
-        query: Samples after adaptation.
-        metric_support: The share of `support` that enters the Fisher matrix.
-        metric_query: Likewise of `query`.
+        samples: Collected with theta_0 .. theta_K: number k is the support data of inner step k and the query data of
+            the policies after k steps.
+        metric_samples: The share of `samples` that enters the Fisher matrix.
     """
 
     trajectory: list[Params]
-    support: list[Samples]
-    query: Samples
-    metric_support: list[Samples]
-    metric_query: Samples
+    samples: list[Samples]
+    metric_samples: list[Samples]
 
     @staticmethod
     def of(data: RolloutAdaptation, fvp_fraction: float) -> MetaBatch:
         """Arranges the rollouts of one iteration."""
-        last = len(data.rollouts) - 1
-        support, query = [data.samples(k) for k in range(last)], data.samples(last)
-        if fvp_fraction >= 1:
-            return MetaBatch(data.trajectory, support, query, support, query)
-        metric_support = [data.samples(k, fvp_fraction) for k in range(last)]
-        return MetaBatch(data.trajectory, support, query, metric_support, data.samples(last, fvp_fraction))
+        phases = range(len(data.rollouts))
+        samples = [data.samples(k) for k in phases]
+        metric_samples = samples if fvp_fraction >= 1 else [data.samples(k, fvp_fraction) for k in phases]
+        return MetaBatch(data.trajectory, samples, metric_samples)
 
 
 def inner_loss(policy: Policy) -> Loss:
@@ -147,39 +150,47 @@ def inner_loss(policy: Policy) -> Loss:
 
 
 def meta_objective(
-    policy: Policy, params: Params, support: Sequence[Samples], query: Samples, config: MAMLTRPOConfig
+    policy: Policy, params: Params, samples: Sequence[Samples], config: MAMLTRPOConfig
 ) -> tuple[Tensor, Tensor]:
     """Post-adaptation surrogate and KL divergence to the behaviour policies, `[task]` each.
 
     Args:
         policy: The policy module.
         params: Meta-parameters, per task (`[task, ...]`); the result is differentiable with respect to them.
-        support: Samples of each inner step.
-        query: Samples collected after adaptation.
+        samples: Collected before each inner step and after the last.
         config: Settings.
     """
-    adapted = adapt(
-        params, support, inner_loss(policy), inner_lr=config.step_sizes(len(support)), first_order=config.first_order
-    )[-1]
-    new = per_task(policy)(adapted, query.observations)
-    log_prob = policy.distribution.log_prob(new, query.actions)
-    gain = surrogate.likelihood_ratio(log_prob, query.log_prob, query.advantages, query.valid)
-    kl = masked_mean(policy.distribution.kl(query.dist_params, new), query.valid)
+    support = samples[:-1]
+    trajectory = adapt(
+        params,
+        support,
+        inner_loss(policy),
+        inner_lr=config.step_sizes(len(support)),
+        first_order=config.first_order,
+    )
+    gain, kl = torch.zeros(()), torch.zeros(())
+    for k, weight in config.objective_weights().items():
+        query = samples[k]
+        new = per_task(policy)(trajectory[k], query.observations)
+        log_prob = policy.distribution.log_prob(new, query.actions)
+        ratio_gain = surrogate.likelihood_ratio(log_prob, query.log_prob, query.advantages, query.valid)
+        gain = gain + weight * ratio_gain
+        kl = kl + weight * masked_mean(policy.distribution.kl(query.dist_params, new), query.valid)
     return gain, kl
 
 
 def meta_gradient(
-    policy: Policy, params: Params, batch: MetaBatch, config: MAMLTRPOConfig, chunks: TaskChunks
+    policy: Policy, params: Params, samples: Sequence[Samples], config: MAMLTRPOConfig, chunks: TaskChunks
 ) -> tuple[Params, float]:
     """Exact gradient of the mean post-adaptation surrogate, and its value."""
-    num_tasks = batch.query.valid.shape[0]
+    num_tasks = samples[0].valid.shape[0]
 
-    def of_chunk(support: list[Samples], query: Samples) -> tuple[tuple[Tensor, ...], Tensor]:
+    def of_chunk(samples: list[Samples]) -> tuple[tuple[Tensor, ...], Tensor]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-        gain, _ = meta_objective(policy, expand_tasks(leaves, query.valid.shape[0]), support, query, config)
+        gain, _ = meta_objective(policy, expand_tasks(leaves, samples[0].valid.shape[0]), samples, config)
         return torch.autograd.grad(gain.sum(), list(leaves.values()), materialize_grads=True), gain.detach().sum()
 
-    parts = chunks.map(of_chunk, num_tasks, batch.support, batch.query)
+    parts = chunks.map(of_chunk, num_tasks, list(samples))
     gradients = [sum(values) / num_tasks for values in zip(*(gradient for gradient, _ in parts), strict=True)]
     value = float(sum(gain for _, gain in parts)) / num_tasks
     return dict(zip(params, gradients, strict=True)), value
@@ -192,15 +203,20 @@ def fisher_metric(
 
     The graphs of as many chunks as fit `memory_budget_mb` are built once; the others are rebuilt for every product.
     """
-    num_tasks = batch.query.valid.shape[0]
+    num_tasks = batch.metric_samples[0].valid.shape[0]
     loss, apply = inner_loss(policy), per_task(policy)
 
     def build(tasks: slice) -> AdaptedFisher:
-        points, support, query = select_tasks((batch.trajectory, batch.metric_support, batch.metric_query), tasks)
+        points, samples = select_tasks((batch.trajectory, batch.metric_samples), tasks)
+        support = samples[:-1]
         jacobian = AdaptationJacobian(
-            points[:-1], support, loss, inner_lr=config.step_sizes(len(support)), first_order=config.first_order
+            points, support, loss, inner_lr=config.step_sizes(len(support)), first_order=config.first_order
         )
-        return AdaptedFisher(apply, policy.distribution, points[-1], query, jacobian)
+        fishers = {
+            k: (weight, PolicyFisher(apply, policy.distribution, points[k], samples[k]))
+            for k, weight in config.objective_weights().items()
+        }
+        return AdaptedFisher(jacobian, fishers, samples[0].valid.shape[0])
 
     slices = chunks.slices(num_tasks)
     with SavedBytes() as saved:
@@ -222,19 +238,19 @@ def update(
     policy: Policy, params: Params, batch: MetaBatch, config: MAMLTRPOConfig, chunks: TaskChunks
 ) -> tuple[TrustRegionStep, float]:
     """One trust-region step on the meta-objective: the step and the gradient's norm."""
-    num_tasks = batch.query.valid.shape[0]
+    num_tasks = batch.samples[0].valid.shape[0]
 
     def evaluate(candidate: Params) -> tuple[float, float]:
-        def of_chunk(support: list[Samples], query: Samples) -> Tensor:
-            shared = expand_tasks(candidate, query.valid.shape[0])
+        def of_chunk(samples: list[Samples]) -> Tensor:
             with torch.no_grad():
-                return torch.stack(meta_objective(policy, shared, support, query, config))
+                shared = expand_tasks(candidate, samples[0].valid.shape[0])
+                return torch.stack(meta_objective(policy, shared, samples, config))
 
-        parts = chunks.map(of_chunk, num_tasks, batch.support, batch.query)
+        parts = chunks.map(of_chunk, num_tasks, batch.samples)
         gain, kl = (torch.cat(parts, dim=1).double().sum(-1) / num_tasks).tolist()
         return gain, kl
 
-    gradient, value = meta_gradient(policy, params, batch, config, chunks)
+    gradient, value = meta_gradient(policy, params, batch.samples, config, chunks)
     norm = float(torch.stack([g.double().square().sum() for g in gradient.values()]).sum().sqrt())
     step = trust_region_step(
         params,
