@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from typing import Literal, NamedTuple, Protocol, final
 
 import numpy as np
 import torch
@@ -152,6 +152,26 @@ class Problem(Protocol):
         ...
 
     def make_renderer(self, width: int, height: int) -> Renderer: ...
+
+
+class Measured(NamedTuple):
+    """A quantity of every world over one control step, for the eyes of a viewer.
+
+    Attributes:
+        value: `[lane]`.
+        unit: Its unit, "" for none. A quantity that shares a task dimension's unit is shown against it.
+    """
+
+    value: Tensor
+    unit: str
+
+
+class DescribesSteps(Protocol):
+    """An optional part of a `Problem`: what a video of it writes beside the picture."""
+
+    def describe_step(self, before: State, after: State, task: Tensor) -> Mapping[str, Measured]:
+        """Label -> quantity achieved over the control step, under `task [lane, task_dim]`; most important first."""
+        ...
 
 
 @final

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.family import Backend, FamilySpec, Renderer, Simulator, Split, State
+from envs.family import Backend, FamilySpec, Measured, Renderer, Simulator, Split, State
 from envs.physics.model import Derived, MujocoModel
 from envs.presets import PublishedCurve
 
@@ -166,6 +166,9 @@ class HalfCheetahVelocity:
 
     def terminated(self, after: State, task: Tensor) -> Tensor:
         return torch.zeros(len(task), dtype=torch.bool, device=task.device)
+
+    def describe_step(self, before: State, after: State, task: Tensor) -> dict[str, Measured]:
+        return {"velocity": Measured(self.velocity(before, after), "m/s")}
 
     def make_renderer(self, width: int, height: int) -> Renderer:
         from envs.physics.renderer import MujocoRenderer
