@@ -30,7 +30,7 @@ Loss: TypeAlias = Callable[[Params, Any], Tensor]
 """(per-task params, batch) -> loss `[task]`, to be minimised."""
 
 InnerLR: TypeAlias = float | Mapping[str, Tensor] | Sequence["float | Mapping[str, Tensor]"]
-"""One learning rate; one per parameter (a tensor that broadcasts against it, may be learned); or one of those per step."""
+"""One learning rate; one per parameter (a tensor that broadcasts against it, may be learned); or one such per step."""
 
 
 def adapt(
@@ -83,7 +83,7 @@ def adapt(
 
 @final
 class AdaptationJacobian:
-    r"""Products with $J_k = d\theta_k / d\theta_0 = \prod_{j<k} (I - A_j H_j)$ at recorded points, for a block of tasks.
+    r"""Products with $J_k = d\theta_k / d\theta_0 = \prod_{j<k} (I - A_j H_j)$ at recorded points, for some tasks.
 
     Each inner gradient is traced once and its graph kept; every product after that is one backward pass through it
     per step (Pearlmutter 1994). As H_j is symmetric, the same passes in the opposite order give the transposes.

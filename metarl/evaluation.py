@@ -93,4 +93,3 @@ def evaluate_adaptation(
     )
     returns = torch.stack([rollout.mean_return() for rollout in data.rollouts], dim=1).double()
     return AdaptationCurve(returns, data.num_steps()), data
-

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metarl.adaptation import AdaptationJacobian
 from metarl.ops.tree import expand_tasks, sum_tasks
-from metarl.types import Distribution, DistParams, Params, Samples
+from metarl.types import DistParams, Distribution, Params, Samples
 
 
 @final
@@ -59,9 +59,7 @@ class PolicyFisher:
         outputs = torch.autograd.grad(
             self._pullback, self._cotangents, list(tangent.values()), retain_graph=True, materialize_grads=True
         )
-        informed = self._distribution.fisher_product(
-            self._dist_params, tree_unflatten(list(outputs), self._structure)
-        )
+        informed = self._distribution.fisher_product(self._dist_params, tree_unflatten(list(outputs), self._structure))
         cotangents = [self._row_weights * value for value in tree_flatten(informed)[0]]
         return dict(zip(self._leaves, self._transposed_jacobian(cotangents, create_graph=False), strict=True))
 

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from metarl.ops import categorical, gaussian
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
-from metarl.types import Distribution, DistParams, Params, Policy
+from metarl.types import DistParams, Distribution, Params, Policy
 
 Activation = Literal["relu", "tanh"]
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from metarl.adaptation import InnerLR, Loss, adapt
 from metarl.collect import collect
 from metarl.noise import TaskNoise
@@ -36,12 +38,14 @@ class RolloutAdaptation:
         rollouts: K + 1 rollouts; number k was collected with theta_k.
         advantages: Of each rollout, `[task, episode, time]`.
         sampling_seconds: Wall time spent collecting.
+        sampling_cpu_seconds: CPU time of this process spent collecting, all threads together.
     """
 
     trajectory: list[Params]
     rollouts: list[Rollout]
-    advantages: list
+    advantages: list[Tensor]
     sampling_seconds: float
+    sampling_cpu_seconds: float
 
     def samples(self, k: int, episode_fraction: float = 1.0) -> Samples:
         """Rollout k as rows; see `metarl.samples.to_samples`."""
@@ -84,15 +88,16 @@ def adapt_on_rollouts(
         chunks: How inner gradients are split over threads.
     """
     rollouts: list[Rollout] = []
-    estimates = []
-    seconds = 0.0
+    estimates: list[Tensor] = []
+    seconds = cpu_seconds = 0.0
 
     def fresh(theta: Params, k: int) -> Samples:
-        nonlocal seconds
-        start = time.perf_counter()
+        nonlocal seconds, cpu_seconds
+        start, start_cpu = time.perf_counter(), time.process_time()
         noise = TaskNoise((*noise_key, k), env.num_tasks)
         rollouts.append(collect(env, policy, theta, noise, steps_per_task=steps_per_task))
         seconds += time.perf_counter() - start
+        cpu_seconds += time.process_time() - start_cpu
         estimates.append(
             advantages(
                 rollouts[-1],
@@ -106,4 +111,4 @@ def adapt_on_rollouts(
     start_params = expand_tasks(params, env.num_tasks)
     trajectory = adapt(start_params, fresh, loss, inner_lr=inner_lr, num_steps=num_steps, chunks=chunks)
     fresh(trajectory[-1], num_steps)
-    return RolloutAdaptation(trajectory, rollouts, estimates, seconds)
+    return RolloutAdaptation(trajectory, rollouts, estimates, seconds, cpu_seconds)

@@ -12,9 +12,7 @@ from metarl.ops.returns import discounted_returns, generalized_advantages
 from metarl.types import Rollout, Samples
 
 
-def advantages(
-    rollout: Rollout, *, gamma: float, gae_lambda: float, bootstrap_truncated: bool = False
-) -> Tensor:
+def advantages(rollout: Rollout, *, gamma: float, gae_lambda: float, bootstrap_truncated: bool = False) -> Tensor:
     """Normalised advantages `[task, episode, time]` from a linear baseline fitted to the same rollout, as published.
 
     The baseline sees time, which makes these finite-horizon problems: its target is the return to the end of the

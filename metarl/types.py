@@ -134,8 +134,39 @@ class BatchedEnv(Protocol):
     def step(self, actions: Tensor) -> EnvStep: ...
 
 
+class PublishedCurve(Protocol):
+    """A published adaptation curve of a family's variant."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def returns(self) -> tuple[float, ...]: ...
+    @property
+    def source(self) -> str: ...
+
+
+class FamilySpec(Protocol):
+    """What is known of a family before any task is drawn; `envs.family.FamilySpec` documents the fields."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def dt(self) -> float: ...
+    @property
+    def observation_labels(self) -> tuple[str, ...]: ...
+    @property
+    def task_labels(self) -> tuple[str, ...]: ...
+    @property
+    def task_units(self) -> tuple[str, ...]: ...
+    @property
+    def published(self) -> Sequence[PublishedCurve]: ...
+
+
 class TaskFamily(Protocol):
     """A parameterized family of tasks; `envs.family.TaskFamily` documents the behaviour."""
+
+    @property
+    def spec(self) -> FamilySpec: ...
 
     horizon: int
     task_dim: int

@@ -6,6 +6,7 @@ import ctypes.util
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # A script's own directory is the first entry of sys.path; `envs` and `metarl` must be this checkout's, also where
@@ -51,7 +52,7 @@ def resolve_family(name: str) -> str:
         raise UserError(f"{error} See --list.") from None
 
 
-def make_family(name: str, observe_task: bool = False):  # noqa: ANN201 (envs is imported late, for start-up time)
+def make_family(name: str, observe_task: bool = False):
     """Builds a task family; a physics engine that is missing or too old is reported in one sentence."""
     from envs.registry import make
 
@@ -73,7 +74,7 @@ def check_device(device: str) -> None:
         raise UserError("--device cuda: this machine (or this build of torch) has no CUDA device; use --device cpu.")
 
 
-def load_run(path: Path, checkpoint: str = "best"):  # noqa: ANN201 (imported late, for start-up time)
+def load_run(path: Path, checkpoint: Literal["best", "last"] = "best"):
     """Loads a run directory (or one under `pretrained/`) with its family; see `metarl.experiment.loading`."""
     from metarl.experiment.loading import load_run
 

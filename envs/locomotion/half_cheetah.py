@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the table of variants is wider than a line)
 """HalfCheetah at a velocity it is not told: a planar runner must find out how fast to run.
 
 Dynamics: Gymnasium's `half_cheetah.xml` (total mass 14 kg, 6 torque motors, Euler), `frame_skip` substeps per control

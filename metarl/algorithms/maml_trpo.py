@@ -34,17 +34,19 @@ import torch
 from torch import Tensor
 
 from metarl.adaptation import AdaptationJacobian, Loss, adapt
+from metarl.agent import Agent
 from metarl.collect import worlds_for_budget
+from metarl.evaluation import evaluate_adaptation
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.memory import SavedBytes
-from metarl.noise import TRAINING
+from metarl.noise import EVALUATION, TRAINING
 from metarl.ops import surrogate
 from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
-from metarl.ops.tree import all_finite, expand_tasks, select_tasks
+from metarl.ops.tree import add_all, all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
 from metarl.parallel import TaskChunks
-from metarl.policies import initial_params, per_task
+from metarl.policies import GaussianMLPPolicy, initial_params, per_task
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params, Policy, Samples, TaskFamily
 
@@ -108,7 +110,7 @@ class MAMLTRPOConfig:
     def objective_weights(self) -> dict[int, float]:
         """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""
         last = self.num_inner_steps
-        return {k: 1 / last for k in range(1, last + 1)} if self.multi_step_loss and last else {last: 1.0}
+        return dict.fromkeys(range(1, last + 1), 1 / last) if self.multi_step_loss and last else {last: 1.0}
 
     def advantage_settings(self) -> AdvantageSettings:
         """How advantages are estimated, for `adapt_on_rollouts`."""
@@ -185,15 +187,14 @@ def meta_gradient(
     """Exact gradient of the mean post-adaptation surrogate, and its value."""
     num_tasks = samples[0].valid.shape[0]
 
-    def of_chunk(samples: list[Samples]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def of_chunk(samples: list[Samples]) -> tuple[Params, float]:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         gain, _ = meta_objective(policy, expand_tasks(leaves, samples[0].valid.shape[0]), samples, config)
-        return torch.autograd.grad(gain.sum(), list(leaves.values()), materialize_grads=True), gain.detach().sum()
+        gradient = torch.autograd.grad(gain.sum(), list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradient, strict=True)), float(gain.sum())
 
     parts = chunks.map(of_chunk, num_tasks, list(samples))
-    gradients = [sum(values) / num_tasks for values in zip(*(gradient for gradient, _ in parts), strict=True)]
-    value = float(sum(gain for _, gain in parts)) / num_tasks
-    return dict(zip(params, gradients, strict=True)), value
+    return add_all([gradient for gradient, _ in parts], 1 / num_tasks), sum(gain for _, gain in parts) / num_tasks
 
 
 def fisher_metric(
@@ -228,8 +229,7 @@ def fisher_metric(
         def of_block(block: AdaptedFisher | slice) -> Params:
             return (build(block) if isinstance(block, slice) else block).product(vector)
 
-        parts = chunks.map_items(of_block, blocks)
-        return {name: sum(part[name] for part in parts) / num_tasks for name in vector}
+        return add_all(chunks.map_items(of_block, blocks), 1 / num_tasks)
 
     return product
 
@@ -298,11 +298,44 @@ class MAMLTRPO:
         self.iteration = 0
         self.env_steps = 0
         self.skipped_updates = 0
+        self._device = device
         self._chunks = TaskChunks(config.chunk_size, num_threads)
         episodes = config.episodes_per_task
         if config.steps_per_task:
             episodes = max(episodes, worlds_for_budget(config.steps_per_task, family.horizon))
         self._env = family.batch(self._tasks(), episodes, device)
+
+    @staticmethod
+    def for_family(family: TaskFamily, config: MAMLTRPOConfig | None = None, seed: int = 0) -> MAMLTRPO:
+        """A learner with a 100-100 tanh Gaussian policy of the family's sizes."""
+        generator = torch.Generator().manual_seed(seed)
+        policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, generator=generator)
+        return MAMLTRPO(family, policy, config or MAMLTRPOConfig(), seed)
+
+    def adapt(self, task: Tensor, num_steps: int = 1, episodes: int = 20, seed: int = 0) -> Agent:
+        """Adapts to one task on episodes collected for it.
+
+        Args:
+            task: `[task_dim]`.
+            num_steps: Inner steps.
+            episodes: Episodes per inner step.
+            seed: Noise seed.
+        """
+        _, data = evaluate_adaptation(
+            self.family,
+            self.policy,
+            self.params,
+            inner_loss(self.policy),
+            task.unsqueeze(0),
+            inner_lr=self.config.step_sizes(num_steps),
+            num_steps=num_steps,
+            noise_key=(EVALUATION, seed),
+            settings=self.config.advantage_settings(),
+            episodes_per_task=episodes,
+            device=self._device,
+            chunks=self._chunks,
+        )
+        return Agent(self.policy, {name: value[0] for name, value in data.trajectory[-1].items()})
 
     def _tasks(self) -> Tensor:
         size = self.config.meta_batch_size
@@ -311,7 +344,7 @@ class MAMLTRPO:
     def iterate(self) -> dict[str, float]:
         """Runs one iteration and returns its metrics (docs/maml-trpo.md lists them)."""
         config = self.config
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         self._env.set_tasks(self._tasks())
         data = adapt_on_rollouts(
             self._env,
@@ -343,7 +376,9 @@ class MAMLTRPO:
             "skipped_updates": float(self.skipped_updates),
             "env_steps": float(self.env_steps),
             "time/sampling_seconds": data.sampling_seconds,
+            "time/sampling_cpu_seconds": data.sampling_cpu_seconds,
             "time/updating_seconds": seconds - data.sampling_seconds,
+            "time/updating_cpu_seconds": time.process_time() - start_cpu - data.sampling_cpu_seconds,
             "time/env_steps_per_second": data.num_steps() / seconds,
         }
         return metrics

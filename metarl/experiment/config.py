@@ -13,7 +13,9 @@ import tyro
 from metarl.algorithms.maml_trpo import MAMLTRPOConfig
 from metarl.experiment.errors import UserError
 
-ALGORITHMS = {"maml-trpo": "Trust-region meta-policy-gradient with an exact second-order inner loop (Finn et al. 2017)."}
+ALGORITHMS = {
+    "maml-trpo": "Trust-region meta-policy-gradient with an exact second-order inner loop (Finn et al. 2017)."
+}
 """Algorithm name -> one line for `--list`."""
 
 

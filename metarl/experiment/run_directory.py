@@ -1,8 +1,8 @@
 """A run on disk: config, metrics, events, checkpoints; held by one process at a time.
 
-    config.json          resolved settings           metrics.jsonl   one line per iteration
-    versions.json        packages, commit, command   events.*        TensorBoard
-    checkpoints/         last.pt, best.pt, iteration_N.pt
+config.json          resolved settings           metrics.jsonl   one line per iteration
+versions.json        packages, commit, command   events.*        TensorBoard
+checkpoints/         last.pt, best.pt, iteration_N.pt
 """
 
 from __future__ import annotations

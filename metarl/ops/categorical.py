@@ -53,7 +53,9 @@ def fisher_product(params: Categorical, tangent: Categorical) -> Categorical:
     return Categorical(p * (tangent.logits - (p * tangent.logits).sum(-1, keepdim=True)))
 
 
-def draw_noise(shape: Sequence[int], action_dim: int, generator: torch.Generator) -> Float[Tensor, "*batch num_actions"]:
+def draw_noise(
+    shape: Sequence[int], action_dim: int, generator: torch.Generator
+) -> Float[Tensor, "*batch num_actions"]:
     """Standard Gumbel noise `[*shape, num_actions]` for `sample`."""
     # -log of an exponential variate is Gumbel; exponential_ never returns 0, so nothing infinite comes out.
     exponential = torch.empty(*shape, action_dim, device=generator.device).exponential_(generator=generator)

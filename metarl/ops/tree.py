@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,11 @@ def expand_tasks(params: Params, num_tasks: int) -> Params:
 def sum_tasks(params: Params) -> Params:
     """Sums over the leading task axis: the transpose of `expand_tasks`."""
     return {name: value.sum(0) for name, value in params.items()}
+
+
+def add_all(terms: Sequence[Params], scale: float = 1.0) -> Params:
+    """`scale` times the sum of several sets of parameters, added in the given order."""
+    return {name: scale * functools.reduce(torch.add, (term[name] for term in terms)) for name in terms[0]}
 
 
 def select_tasks(tree: T, tasks: slice) -> T:
