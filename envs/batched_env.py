@@ -127,7 +127,7 @@ class BatchedEnv:
         return self._unflatten(observation)
 
     def step(self, actions: Tensor) -> Step:
-        """Applies `actions [task, episode, act_dim]`, in policy units ([-1, 1] spans the range when action_scale is 1)."""
+        """Applies `actions [task, episode, act_dim]` in policy units ([-1, 1] is the range when action_scale is 1)."""
         before = self.state
         assert self._observation is not None
         expected = (self.num_tasks, self.episodes_per_task, self.family.action_dim)

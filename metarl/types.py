@@ -87,7 +87,7 @@ class Samples(NamedTuple):
 
 
 class Distribution(Protocol):
-    """A family of action distributions as functions of their parameters: the modules `ops.gaussian`, `ops.categorical`."""
+    """Action distributions as functions of their parameters: the modules `ops.gaussian` and `ops.categorical`."""
 
     def log_prob(self, params: DistParams, actions: Tensor) -> Tensor: ...
     def sample(self, params: DistParams, noise: Tensor) -> Tensor: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import statistics
 import sys
@@ -195,7 +196,7 @@ def measure_update(case: Case, data: Any, repeats: int) -> list[Row]:
 
 
 def measure_iteration(case: Case, data: Any, repeats: int) -> list[Row]:
-    """A whole iteration: sampling against open-loop physics for the same steps, updating against its matrix products."""
+    """A whole iteration: sampling against open-loop physics for the same steps, updating against matrix products."""
     step = open_loop_stepper(case)
     learner = MAMLTRPO(case.family, case.policy, case.config, num_threads=case.threads)
     learner.iterate()
@@ -238,7 +239,7 @@ def update_flops(case: Case, data: Any, line_search_steps: int) -> float:
     over all but the first (b), whose input needs no gradient: forward a; gradient a + b; Hessian product on a kept
     graph 2a + 4b (tangents and cotangents of activations, and of weights); Fisher product of the policy 2a + 2b.
     """
-    products = [2 * n_in * n_out for n_in, n_out in zip(case.sizes, case.sizes[1:], strict=False)]
+    products = [2 * n_in * n_out for n_in, n_out in itertools.pairwise(case.sizes)]
     a, b = sum(products), sum(products[1:])
     rows = float(data.samples(0).valid.sum())
     share = case.config.fvp_fraction

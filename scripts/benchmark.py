@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py rollout --family halfcheetah-vel
     python scripts/benchmark.py iteration --family halfcheetah-vel --fvp-fraction 0.25
-    python scripts/benchmark.py iteration --family navigation-2d --meta-batch-size 20 --hidden-sizes 64 64 --inner-lr 0.5
+    python scripts/benchmark.py iteration --family navigation-2d --meta-batch-size 20 --hidden-sizes 64 64
 
 `rollout`: closed-loop episodes (policy, noise, recording) against native open-loop stepping with the same controls.
 `update`: one meta-update on recorded rollouts against its floating-point work at the measured matrix-product rate.

@@ -9,6 +9,7 @@ The table is also saved as evaluation_<checkpoint>.json in the run directory, an
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import tyro
 
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import write_json
+from metarl.types import PublishedCurve
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Arguments:
     json: Path | None = None
 
 
-def table(record: dict, published: tuple) -> str:
+def table(record: dict, published: Sequence[PublishedCurve]) -> str:
     """The curve as text: a row for the run, one per published method."""
     width = max(record["steps"] + 1, *(len(curve.returns) for curve in published), 1)
     lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]

@@ -13,9 +13,7 @@ import tyro
 from metarl.algorithms.maml_trpo import MAMLTRPOConfig
 from metarl.experiment.errors import UserError
 
-ALGORITHMS = {
-    "maml-trpo": "Trust-region meta-policy-gradient with an exact second-order inner loop (Finn et al. 2017)."
-}
+ALGORITHMS = {"maml-trpo": "Trust-region meta-policy-gradient, exact second-order inner loop (Finn et al. 2017)."}
 """Algorithm name -> one line for `--list`."""
 
 
@@ -153,7 +151,7 @@ def check(config: TrainConfig) -> None:
         "later-lr-factor": learner.later_lr_factor,
         "validation.num-tasks": config.validation.num_tasks,
         "validation.steps": config.validation.steps,
-        **{"hidden-sizes": size for size in policy.hidden_sizes},
+        "hidden-sizes": min(policy.hidden_sizes, default=1),
     }
     not_negative = {
         "seed": config.seed,

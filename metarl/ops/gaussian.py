@@ -48,14 +48,17 @@ def entropy(params: Gaussian) -> Float[Tensor, "*batch"]:
 
 
 def kl(old: Gaussian, new: Gaussian) -> Float[Tensor, "*batch"]:
-    r"""$KL(\text{old} \| \text{new}) = \sum_i \log\frac{\sigma'_i}{\sigma_i} + \frac{\sigma_i^2 + (\mu_i-\mu'_i)^2}{2\sigma'^2_i} - \frac12$."""
+    r"""Kullback-Leibler divergence $KL(\text{old} \| \text{new})$.
+
+    $\sum_i \log\frac{\sigma'_i}{\sigma_i} + \frac{\sigma_i^2 + (\mu_i-\mu'_i)^2}{2\sigma'^2_i} - \frac12$, primes: new.
+    """
     ratio = torch.exp(2 * (old.log_std - new.log_std))
     shift = ((old.mean - new.mean) * torch.exp(-new.log_std)).square()
     return (new.log_std - old.log_std + 0.5 * (ratio + shift - 1)).sum(-1)
 
 
 def fisher_product(params: Gaussian, tangent: Gaussian) -> Gaussian:
-    r"""Fisher information in the coordinates (mean, log std) times a vector: $(\dot\mu/\sigma^2,\ 2\,\dot{\log\sigma})$.
+    r"""Fisher information in (mean, log std) times a vector: $(\dot\mu/\sigma^2,\ 2\,\dot{\log\sigma})$.
 
     It is the Hessian of `kl(old, new)` with respect to `new` at `new = old`.
     """
