@@ -10,7 +10,7 @@ from metarl.ops.masked import masked_mean
 
 
 def reinforce(
-    log_prob: Float[Tensor, task * rows], advantages: Float[Tensor, task * rows], valid: Bool[Tensor, task * rows]
+    log_prob: Float[Tensor, "task *rows"], advantages: Float[Tensor, "task *rows"], valid: Bool[Tensor, "task *rows"]
 ) -> Float[Tensor, " task"]:
     r"""$\frac1N\sum_t \log\pi_\theta(a_t|s_t)\,A_t$ (Williams 1992; the inner objective of Finn et al. 2017, eq. 4).
 
@@ -22,10 +22,10 @@ def reinforce(
 
 
 def likelihood_ratio(
-    log_prob: Float[Tensor, task * rows],
-    behaviour_log_prob: Float[Tensor, task * rows],
-    advantages: Float[Tensor, task * rows],
-    valid: Bool[Tensor, task * rows],
+    log_prob: Float[Tensor, "task *rows"],
+    behaviour_log_prob: Float[Tensor, "task *rows"],
+    advantages: Float[Tensor, "task *rows"],
+    valid: Bool[Tensor, "task *rows"],
 ) -> Float[Tensor, " task"]:
     r"""$\frac1N\sum_t \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)} A_t$ (Schulman et al. 2015, eq. 14).
 

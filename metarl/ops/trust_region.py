@@ -128,12 +128,15 @@ def trust_region_step(
         line_search_decay: $\beta$.
     """
     theta, unflatten = flatten(params)
+
+    def in_order(tree: Params) -> Tensor:
+        return flatten({name: tree[name] for name in params})[0]
+
     # Vectors of the size of the parameters cost nothing in float64, and the recurrence then adds no error of its own.
-    g = flatten(gradient)[0].double()
+    g = in_order(gradient).double()
 
     def product(vector: Tensor) -> Tensor:
-        image = flatten(fisher_product(unflatten(vector.to(theta.dtype))))[0].double()
-        return image + cg_damping * vector
+        return in_order(fisher_product(unflatten(vector.to(theta.dtype)))).double() + cg_damping * vector
 
     cg = conjugate_gradient(product, g, cg_iters, cg_tolerance)
     # x^T A x = x^T (b - r): the recurrence's residual spares one more product.
