@@ -1,0 +1,151 @@
+"""Curves: the return over inner steps, and over training iterations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from metarl.evaluation import AdaptationCurve
+from metarl.visualize.figure import BEFORE, INK, TITLE_HEIGHT, drawing, step_colours, step_label, title
+
+_WIDTH, _HEIGHT, _LEGEND = 9.0, 4.6, 2.3
+_OURS = "#3b2f9e"
+_PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
+# Share of single tasks that may fall below the picture: one that diverges would flatten everything else.
+_OUTLIERS = 0.03
+
+
+class PublishedCurve(Protocol):
+    """Published returns before each inner step; `envs.presets.PublishedCurve` is one."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def returns(self) -> tuple[float, ...]: ...
+
+
+def draw_adaptation_curve(
+    path: Path, curve: AdaptationCurve, published: Sequence[PublishedCurve] = (), *, detail: str
+) -> Path:
+    """Draws the return against the inner step: every task thin, the mean with its 95 % interval over tasks thick.
+
+    Args:
+        path: PNG file to write.
+        curve: What was measured.
+        published: Published curves of the same variant, dashed; one of a single value (an oracle) is a level line.
+        detail: What was run.
+
+    Returns:
+        `path`.
+    """
+    returns, mean, ci95 = curve.returns.numpy(), curve.mean.numpy(), curve.ci95.numpy()
+    num_tasks, num_points = returns.shape
+    steps = np.arange(num_points)
+    last = max([num_points - 1, *(len(p.returns) - 1 for p in published)])
+    with drawing(path, _WIDTH, _HEIGHT) as figure:
+        ax = _axes(figure)
+        for i, row in enumerate(returns):
+            label = f"each of {num_tasks} tasks" if i == 0 else None
+            ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=0.22, label=label)
+        for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
+            level = len(known.returns) == 1
+            where, values = ((0, last), known.returns * 2) if level else (range(len(known.returns)), known.returns)
+            style = {"linestyle": ":" if level else "--", "marker": "" if level else "o", "markersize": 4}
+            ax.plot(where, values, color=colour, linewidth=1.5, label=f"published: {known.label}", **style)
+        interval = {"yerr": ci95} if np.isfinite(ci95).all() else {}
+        ax.errorbar(
+            steps, mean, **interval, color=_OURS, linewidth=2.6, marker="o", markersize=6, capsize=4, elinewidth=1.6,
+            label="mean, 95 % interval" if interval else "mean", zorder=10,
+        )  # fmt: skip
+        interval_ends = np.nan_to_num(ci95) * [[-1.0], [1.0]] + mean
+        _limits(ax, returns, [*interval_ends.ravel(), *(v for p in published for v in p.returns)])
+        ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.15, last + 0.15))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(ax)
+        title(figure, "Return while adapting to held-out tasks", detail)
+    return path
+
+
+def draw_training_curve(path: Path, metrics: Sequence[Mapping[str, Any]], *, detail: str) -> Path:
+    """Draws the training tasks' returns before and after adaptation, and the validation scores, over iterations.
+
+    Args:
+        path: PNG file to write.
+        metrics: Rows of metrics.jsonl: `iteration`, `return/step_k`, and in some rows `validation/score`; null where
+            a value was not finite.
+        detail: What was run.
+
+    Returns:
+        `path`.
+    """
+    steps = 0
+    while any(f"return/step_{steps + 1}" in row for row in metrics):
+        steps += 1
+    with drawing(path, _WIDTH, _HEIGHT) as figure:
+        ax = _axes(figure)
+        marker = "o" if len(metrics) <= 20 else ""
+        for k, colour in enumerate(step_colours(steps)):
+            iterations, values = _series(metrics, f"return/step_{k}")
+            ax.plot(
+                iterations, values, color=colour, linewidth=1.6, marker=marker, markersize=4, label=step_label(k)
+            )  # fmt: skip
+        iterations, scores = _series(metrics, "validation/score")
+        if len(scores):
+            ax.plot(iterations, scores, "D", color=INK, markersize=5, markeredgecolor="white", label="validation score")
+        ax.set(xlabel="iteration", ylabel="return (mean over training tasks)")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(ax)
+        title(figure, "Return over training", detail)
+    return path
+
+
+def _axes(figure: Figure) -> Axes:
+    """One panel below the title, with room for its labels and for the legend on its right."""
+    width, height = figure.get_size_inches()
+    left, right, bottom, top = 0.75, _LEGEND, 0.55, TITLE_HEIGHT + 0.05
+    return figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    )
+
+
+def _legend(ax: Axes) -> None:
+    """Beside the panel, where it hides nothing."""
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, labelspacing=0.8)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+
+
+def _limits(ax: Axes, returns: np.ndarray, always_shown: Sequence[float]) -> None:
+    """Shows all that is given and nearly all single tasks; says how many tasks leave the picture."""
+    finite = returns[np.isfinite(returns)]
+    # 0 where not a single number is finite: the figure of a run that diverged is empty, not an error.
+    known = [value for value in always_shown if math.isfinite(value)] or [0.0]
+    low = min([*known, *np.quantile(finite, [_OUTLIERS])] if len(finite) else known)
+    high = max([*known, *finite])
+    margin = 0.05 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
+    hidden = int((returns < low - margin).any(axis=1).sum())
+    if hidden:
+        ax.text(
+            0.99, 0.01, f"{hidden} of {len(returns)} tasks leave the picture", transform=ax.transAxes, fontsize=8,
+            ha="right", va="bottom", color=BEFORE,
+        )  # fmt: skip
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and values of a metric where it was written; NaN, a gap in the line, where it was not finite."""
+    rows = [(row["iteration"], row[name]) for row in metrics if name in row]
+    values = np.array([math.nan if value is None else value for _, value in rows], dtype=np.float64)
+    return np.array([iteration for iteration, _ in rows], dtype=np.int64), values
+
+
+def _cycle(colours: Sequence[str], count: int) -> list[str]:
+    return [colours[i % len(colours)] for i in range(count)]
