@@ -46,7 +46,7 @@ def adapt(
 ) -> list[Params]:
     """Takes K inner gradient steps and returns all K + 1 parameter sets `[theta_0, ..., theta_K]`.
 
-    If `params` require gradients the result is differentiable with respect to them (and to learned step sizes),
+    If any of `params` or of the step sizes requires a gradient the result is differentiable with respect to it,
     exactly, through every step; otherwise it is detached. With no batches, theta_0 comes back as it was given.
 
     Args:
@@ -60,11 +60,14 @@ def adapt(
         chunks: How to split tasks over threads where nothing has to be differentiable.
 
     Raises:
-        ValueError: If the number of steps is unknown or contradicts the number of batches or step sizes.
+        ValueError: If the number of steps is unknown or contradicts the number of batches or step sizes, or if the
+            mask names something that is no parameter.
     """
     num_steps = _number_of_steps(batches, inner_lr, num_steps)
+    if unknown := sorted(set(mask or ()) - set(params)):
+        raise ValueError(f"mask names {', '.join(unknown)}; the parameters are {', '.join(params)}.")
     adapted = [name for name in params if _is_adapted(name, mask)]
-    differentiable = _requires_grad(params)
+    differentiable = _requires_grad(params) or _is_learned(inner_lr)
     trajectory = [params]
     for k in range(num_steps):
         theta = trajectory[-1]
@@ -164,9 +167,11 @@ def _gradient(loss: Loss, params: Params, batch: Any, names: list[str], create_g
 
     Tasks are independent, so the gradient of the summed loss holds them all.
     """
+    if not names:
+        return {}
     with torch.enable_grad():
-        if not _requires_grad(params):
-            params = {name: value.detach().requires_grad_() for name, value in params.items()}
+        # Some may belong to the graph of theta_0 or of a learned step size and others not; these become leaves here.
+        params = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in params.items()}
         gradients = torch.autograd.grad(
             loss(params, batch).sum(), [params[n] for n in names], create_graph=create_graph, materialize_grads=True
         )
@@ -179,6 +184,14 @@ def _is_adapted(name: str, mask: Mapping[str, bool] | None) -> bool:
 
 def _requires_grad(params: Params) -> bool:
     return any(value.requires_grad for value in params.values())
+
+
+def _is_learned(inner_lr: InnerLR) -> bool:
+    for of_step in inner_lr if isinstance(inner_lr, Sequence) else [inner_lr]:
+        values = of_step.values() if isinstance(of_step, Mapping) else [of_step]
+        if any(isinstance(value, Tensor) and value.requires_grad for value in values):
+            return True
+    return False
 
 
 def _number_of_steps(batches: Any, inner_lr: InnerLR, num_steps: int | None) -> int:
