@@ -31,7 +31,9 @@ def advantages(rollout: Rollout, *, gamma: float, gae_lambda: float, bootstrap_t
     weights = linear_baseline.fit(phi, returns, valid)
     bootstrap = returns.new_zeros(returns.shape[:-1])
     if bootstrap_truncated:
-        bootstrap = torch.where(rollout.truncated.any(-1), _final_value(rollout, weights), 0.0)
+        # Flags in padding mean nothing, and a step may carry both: then the task itself ended the episode.
+        cut_off = (rollout.truncated & ~rollout.terminated & valid).any(-1)
+        bootstrap = torch.where(cut_off, _final_value(rollout, weights), 0.0)
     values = linear_baseline.predict(phi, weights)
     estimates = generalized_advantages(rollout.rewards.double(), values, bootstrap, valid, gamma, gae_lambda)
     return normalise(estimates, valid).to(rollout.rewards.dtype)
@@ -58,8 +60,9 @@ def to_samples(rollout: Rollout, advantage: Tensor, episode_fraction: float = 1.
     valid = rollout.valid
     if episode_fraction < 1:
         present = valid.any(-1)
-        keep = (episode_fraction * present.sum(-1, keepdim=True)).ceil()
-        valid = valid & (torch.arange(valid.shape[1], device=valid.device) < keep).unsqueeze(-1)
+        # In float64, less a rounding error: 7/13 of 13 episodes is 7 of them.
+        keep = (episode_fraction * present.sum(-1, keepdim=True).double() - 1e-9).ceil()
+        valid = valid & (present.cumsum(-1) <= keep).unsqueeze(-1)
     flat = valid.flatten(1)
     num_rows = max(int(flat.sum(-1).max()), 1)
     columns = (

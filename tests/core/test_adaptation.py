@@ -265,13 +265,14 @@ def test_frozen_meta_parameters_do_not_disturb_the_gradient_of_the_others():
 
 # Products with the Jacobian.
 
+PER_ENTRY = {"w": torch.tensor([[0.1, 0.2], [0.05, 0.15]]).double()}
 SETTINGS = {
     "one number": {"inner_lr": 0.2},
     "one per step": {"inner_lr": [0.2, 0.1, 0.05]},
-    "one per entry": {"inner_lr": {"w": torch.tensor([[0.1, 0.2], [0.05, 0.15]]).double(), "b": torch.tensor([0.3]).double()}},
+    "one per entry": {"inner_lr": PER_ENTRY | {"b": torch.tensor([0.3]).double()}},
     "head only": {"inner_lr": 0.2, "mask": {"b": True}},
     "body only, one per entry": {
-        "inner_lr": {"w": torch.tensor([[0.1, 0.2], [0.05, 0.15]]).double()}, "mask": {"w": True}
+        "inner_lr": PER_ENTRY, "mask": {"w": True}
     },
     "first order": {"inner_lr": 0.2, "first_order": True},
 }  # fmt: skip

@@ -22,7 +22,7 @@ class Step:
 
 
 class PointEnv:
-    """x' = x + drift * a (or a = arm index), reward -(x' - task)^2; starts and lengths drawn from the task's reset seed.
+    """x' = x + 0.3 a, reward -(x' - task)^2; start and length of an episode are drawn from the task's reset seed.
 
     An episode terminates after its own length, or is truncated at the horizon. `poison(task, episode, t)` makes that
     reward NaN. With `hostile`, ended lanes return NaN rewards, which nobody may read.
