@@ -125,4 +125,5 @@ def _keep_budget(rollout: Rollout, steps_per_task: int) -> Rollout:
     order = torch.argsort((~needed).to(torch.uint8), dim=1, stable=True)[:, : int(needed.sum(-1).max())]
     task = torch.arange(needed.shape[0], device=needed.device).unsqueeze(-1)
     kept = tree_map(lambda value: value[task, order], rollout)
-    return dataclasses.replace(kept, valid=kept.valid & needed[task, order].unsqueeze(-1))
+    valid = kept.valid & needed[task, order].unsqueeze(-1)
+    return dataclasses.replace(kept, valid=valid, terminated=kept.terminated & valid, truncated=kept.truncated & valid)

@@ -1,0 +1,68 @@
+"""Chunks over threads: order, splitting, thread settings, failures; bytes that autograd keeps."""
+
+import threading
+
+import pytest
+import torch
+
+from metarl.memory import SavedBytes
+from metarl.parallel import TaskChunks, num_cores, one_intra_op_thread
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 7, 100])
+def test_chunks_cover_every_task_once_and_in_order(chunk_size, num_threads):
+    chunks = TaskChunks(chunk_size, num_threads)
+    tree = {"x": torch.arange(7), "y": [torch.arange(14).reshape(7, 2)]}
+    parts = chunks.map(lambda t, scale: t["x"] * scale + t["y"][0].sum(-1), 7, tree, torch.full((7,), 10))
+    assert torch.equal(torch.cat(parts), 10 * torch.arange(7) + torch.arange(14).reshape(7, 2).sum(-1))
+    assert all(len(part) <= chunk_size for part in parts) and len(parts) == len(chunks.slices(7))
+
+
+def test_results_keep_their_order_when_later_items_finish_first():
+    first_may_end = threading.Event()
+
+    def work(i):
+        if i == 0:
+            assert first_may_end.wait(10)
+        else:
+            first_may_end.set()
+        return i
+
+    assert TaskChunks(1, 2).map_items(work, [0, 1, 2]) == [0, 1, 2]
+
+
+def test_intra_op_threads_are_one_inside_and_restored_outside_also_after_a_failure():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for num_threads in (1, 2):
+            chunks = TaskChunks(1, num_threads)
+            assert chunks.map_items(lambda _: torch.get_num_threads(), [0, 1, 2]) == [1, 1, 1]
+            assert torch.get_num_threads() == 2
+            with pytest.raises(ZeroDivisionError):
+                chunks.map_items(lambda i: 1 / i, [1, 0])
+            assert torch.get_num_threads() == 2
+        with one_intra_op_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_impossible_chunk_sizes_are_refused_and_cores_are_counted():
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        TaskChunks(0)
+    assert num_cores() >= 1 and TaskChunks().num_threads == num_cores()
+
+
+def test_saved_bytes_counts_each_storage_once():
+    x = torch.randn(100, dtype=torch.float64, requires_grad=True)
+    with SavedBytes() as saved:
+        y = x.exp()  # keeps its result
+        z = y.square()  # keeps its input, the same tensor
+    assert saved.total == 800
+    with SavedBytes() as nothing:
+        (x.detach() + 1).sum()
+    assert nothing.total == 0
+    torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], 2 * (2 * x).exp().detach())
