@@ -73,7 +73,8 @@ class Samples(NamedTuple):
         observations: `[task, row, obs_dim]`.
         actions: `[task, row, act_dim]` (int64 `[task, row]` if categorical).
         advantages: `[task, row]`, normalised per task.
-        valid: Boolean `[task, row]`; tasks with fewer steps are padded at the end.
+        valid: Boolean `[task, row]`; tasks with fewer steps are padded at the end, with zeros (a network's gradient
+            through a masked row is 0 times its input, so that must be finite).
         log_prob: `[task, row]` under the behaviour policy.
         dist_params: Behaviour distribution parameters, `[task, row, ...]`.
     """

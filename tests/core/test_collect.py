@@ -44,7 +44,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_a_rollout_is_every_episode_stepped_on_its_own(discrete):
-    """One task, one episode at a time, the module itself called on one observation, noise from the documented stream."""
+    """One episode at a time, the module itself called on one observation, noise from the documented stream."""
     data, policy = record(discrete=discrete), make_policy(discrete)
     params, noise = per_task_params(policy), TaskNoise((0, 1, 2, 0), 3)
     distribution = categorical if discrete else gaussian

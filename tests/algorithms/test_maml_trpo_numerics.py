@@ -1,0 +1,439 @@
+"""MAML-TRPO's objective, gradient and metric in float64 against finite differences and dense automatic derivatives."""
+
+import dataclasses
+import functools
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+from toys import PointEnv, assert_trees_close, double_params, equal_trees, finite_difference
+
+from metarl.adaptation import AdaptationJacobian, adapt
+from metarl.algorithms import maml_trpo
+from metarl.algorithms.maml_trpo import (
+    MAMLTRPOConfig,
+    MetaBatch,
+    fisher_metric,
+    inner_loss,
+    meta_gradient,
+    meta_objective,
+    update,
+)
+from metarl.fisher import AdaptedFisher, PolicyFisher
+from metarl.memory import SavedBytes
+from metarl.ops.tree import expand_tasks, flatten
+from metarl.parallel import TaskChunks
+from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, per_task
+from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
+
+NUM_TASKS = 4
+TASKS = torch.randn(NUM_TASKS, 2, generator=torch.Generator().manual_seed(3))
+ONE_BY_ONE = TaskChunks(1, 1)
+
+
+@functools.lru_cache
+def make_policy(kind):
+    return CategoricalMLPPolicy(2, 2, (3,)) if kind == "categorical" else GaussianMLPPolicy(2, 2, (3,))
+
+
+@functools.lru_cache
+def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, order=None, **settings):
+    """Policy, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
+    policy = make_policy(kind)
+    config = MAMLTRPOConfig(num_inner_steps=num_steps, inner_lr=inner_lr, **settings)
+    env = PointEnv(TASKS, 5, 6, min_length=1, discrete=kind == "categorical", hostile=hostile)
+    params = double_params(policy, 0.4)
+    data = adapt_on_rollouts(
+        env, policy, params, inner_loss(policy), inner_lr=config.step_sizes(num_steps), num_steps=num_steps,
+        noise_key=(0, 5, 0), settings=AdvantageSettings(), chunks=ONE_BY_ONE,
+    )  # fmt: skip
+    return policy, params, config, MetaBatch.of(data, config.fvp_fraction), data
+
+
+def tasks_of(samples, tasks):
+    return tree_map(lambda x: x[tasks], samples)
+
+
+def mean_objective(which, kind, num_steps, **settings):
+    policy, _, config, batch, _ = problem(kind, num_steps, **settings)
+    return lambda shared: meta_objective(policy, expand_tasks(shared, NUM_TASKS), batch.samples, config)[which].mean()
+
+
+def dense_hessian(function, params):
+    """[n, n] by double backward."""
+    theta, unflatten = flatten(params)
+    return torch.autograd.functional.hessian(lambda vector: function(unflatten(vector)), theta)
+
+
+def dense_metric(metric, params):
+    theta, unflatten = flatten(params)
+    return torch.stack([flatten(metric(unflatten(e)))[0] for e in torch.eye(len(theta), dtype=theta.dtype)])
+
+
+KINDS = ["gaussian", "categorical"]
+VARIANTS = {"plain": {}, "multi-step": {"multi_step_loss": True}, "first order": {"first_order": True}}
+
+
+# The recorded data.
+
+
+def test_the_recorded_problem_has_padding_and_tasks_of_different_lengths():
+    _, _, _, batch, _ = problem("gaussian", 2)
+    counts = batch.samples[0].valid.sum(-1)
+    assert len(set(counts.tolist())) > 1 and all(
+        samples.observations.dtype == torch.float64 for samples in batch.samples
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_at_theta_the_replayed_adaptation_is_the_recorded_one_every_ratio_is_1_and_every_kl_is_0(kind, num_steps):
+    policy, params, config, batch, data = problem(kind, num_steps)
+    replayed = adapt(
+        expand_tasks(params, NUM_TASKS), batch.samples[:-1], inner_loss(policy), inner_lr=config.step_sizes(num_steps)
+    )
+    for a, b in zip(replayed, data.trajectory, strict=True):
+        assert_trees_close(a, b, rtol=1e-12, atol=1e-14)
+    gain, kl = meta_objective(policy, expand_tasks(params, NUM_TASKS), batch.samples, config)
+    query = batch.samples[-1]
+    mean_advantage = torch.stack([a[v].mean() for a, v in zip(query.advantages, query.valid, strict=True)])
+    torch.testing.assert_close(gain, mean_advantage, rtol=0, atol=1e-13)
+    assert float(mean_advantage.abs().max()) < 1e-12
+    assert float(kl.abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_gradient_of_the_mean_kl_vanishes_at_theta(kind, variant):
+    _, params, *_ = problem(kind, 2, **variant)
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    gradient = torch.autograd.grad(mean_objective(1, kind, 2, **variant)(leaves), list(leaves.values()))
+    assert max(float(g.abs().max()) for g in gradient) < 1e-13
+
+
+# Meta-gradient.
+
+
+@pytest.mark.parametrize("multi_step", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
+def test_the_meta_gradient_equals_finite_differences_of_the_mean_surrogate(kind, num_steps, multi_step):
+    policy, params, config, batch, _ = problem(kind, num_steps, multi_step_loss=multi_step)
+    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    objective = mean_objective(0, kind, num_steps, multi_step_loss=multi_step)
+    assert_trees_close(gradient, finite_difference(objective, params), rtol=1e-6, atol=1e-8)
+    assert value == pytest.approx(float(objective(params)), abs=1e-14)
+    assert all(value.dtype == torch.float64 and not value.requires_grad for value in gradient.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_inner_steps_the_meta_gradient_is_the_policy_gradient(kind):
+    """1/M sum_i 1/N sum A grad log pi, from the definition, one step at a time."""
+    policy, params, config, batch, _ = problem(kind, 0)
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    total = 0.0
+    (query,) = batch.samples
+    for i in range(NUM_TASKS):
+        dist_params = torch.func.functional_call(policy, leaves, (query.observations[i],))
+        log_prob = policy.distribution.log_prob(dist_params, query.actions[i])
+        n = int(query.valid[i].sum())
+        total = total + (log_prob[:n] * query.advantages[i, :n]).mean() / NUM_TASKS
+    expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+    assert_trees_close(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_transposed(kind):
+    """FOMAML: mean of g_i(theta_i'); exact: mean of J_i^T g_i(theta_i'), with J_i = I - alpha H_i built densely here."""
+    policy, params, config, batch, data = problem(kind, 1)
+    first_order = dataclasses.replace(config, first_order=True)
+    theta, unflatten = flatten(params)
+    plain = exact = torch.zeros_like(theta)
+    loss = inner_loss(policy)
+    for i in range(NUM_TASKS):
+        support, query = (tasks_of(samples, slice(i, i + 1)) for samples in batch.samples)
+
+        def inner(vector, support=support):
+            return loss(expand_tasks(unflatten(vector), 1), support).sum()
+
+        def surrogate(vector, query=query):
+            return meta_objective(
+                policy, expand_tasks(unflatten(vector), 1), [query], dataclasses.replace(config, num_inner_steps=0)
+            )[0].sum()
+
+        adapted = flatten({name: value[i] for name, value in data.trajectory[-1].items()})[0].requires_grad_()
+        (g,) = torch.autograd.grad(surrogate(adapted), adapted)
+        jacobian = torch.eye(len(theta)).double() - config.inner_lr * torch.autograd.functional.hessian(inner, theta)
+        plain, exact = plain + g / NUM_TASKS, exact + jacobian.T @ g / NUM_TASKS
+    ours_plain = flatten(meta_gradient(policy, params, batch.samples, first_order, ONE_BY_ONE)[0])[0]
+    ours_exact = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    torch.testing.assert_close(ours_plain, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours_exact, exact, rtol=1e-9, atol=1e-12)
+    assert float((plain - exact).norm()) > 1e-3 * float(exact.norm())
+
+
+# The metric.
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_the_fisher_product_is_the_hessian_of_the_mean_kl_through_the_adaptation(kind, num_steps, variant):
+    policy, params, config, batch, _ = problem(kind, num_steps, **variant)
+    ours = dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
+    expected = dense_hessian(mean_objective(1, kind, num_steps, **variant), params)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(ours, ours.T, rtol=1e-9, atol=1e-12)
+    eigenvalues = torch.linalg.eigvalsh(ours)
+    assert float(eigenvalues.min()) > -1e-12 * float(eigenvalues.max()) and float(eigenvalues.max()) > 0
+
+
+def test_through_the_adaptation_the_metric_is_not_the_plain_one():
+    exact, plain = (
+        dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
+        for policy, params, config, batch, _ in (problem("gaussian", 2), problem("gaussian", 2, first_order=True))
+    )
+    assert float((exact - plain).norm()) > 0.01 * float(exact.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("chunk_size", [2, 3, 10])
+def test_chunks_and_threads_change_neither_gradient_nor_metric(kind, chunk_size, num_threads):
+    policy, params, config, batch, _ = problem(kind, 2)
+    chunks = TaskChunks(chunk_size, num_threads)
+    vector = double_params(policy, 1.0, 9)
+    for function in (
+        lambda c: fisher_metric(policy, batch, config, c)(vector),
+        lambda c: meta_gradient(policy, params, batch.samples, config, c)[0],
+    ):
+        assert_trees_close(function(chunks), function(ONE_BY_ONE), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_products(num_threads, monkeypatch):
+    policy, _, config, batch, _ = problem("gaussian", 2)
+    chunks, vector = TaskChunks(1, num_threads), double_params(make_policy("gaussian"), 1.0, 9)
+    built = []
+
+    def counted(*args, **kwargs):
+        built.append(1)
+        return AdaptationJacobian(*args, **kwargs)
+
+    monkeypatch.setattr(maml_trpo, "AdaptationJacobian", counted)
+    kept = fisher_metric(policy, batch, config, chunks)
+    products = [kept(vector) for _ in range(2)]
+    assert len(built) == NUM_TASKS
+    for budget, rebuilt in [(0, NUM_TASKS - 1)]:
+        built.clear()
+        metric = fisher_metric(policy, batch, dataclasses.replace(config, memory_budget_mb=budget), chunks)
+        assert len(built) == 1
+        products += [metric(vector) for _ in range(2)]
+        assert len(built) == 1 + 2 * rebuilt
+    assert all(equal_trees(product, products[0]) for product in products)
+
+
+def test_products_are_linear_and_repeatable():
+    policy, _, config, batch, _ = problem("categorical", 2)
+    metric = fisher_metric(policy, batch, config, ONE_BY_ONE)
+    a, b = double_params(policy, 1.0, 1), double_params(policy, 1.0, 2)
+    first, second = metric(a), metric(b)
+    combined = metric({name: 2 * a[name] - 3 * b[name] for name in a})
+    assert_trees_close(combined, {name: 2 * first[name] - 3 * second[name] for name in a}, rtol=1e-10, atol=1e-12)
+    assert equal_trees(metric(a), first)
+
+
+def test_a_share_of_the_episodes_gives_the_metric_of_those_episodes_and_leaves_the_gradient_alone():
+    policy, params, config, batch, data = problem("gaussian", 1, fvp_fraction=0.5)
+    _, _, _, full, _ = problem("gaussian", 1)
+    assert all(torch.equal(a.valid, b.valid) for a, b in zip(batch.samples, full.samples, strict=True))
+    for samples, rollout in zip(batch.metric_samples, data.rollouts, strict=True):
+        assert samples.valid.sum(-1).tolist() == rollout.valid[:, :3].flatten(1).sum(-1).tolist()  # ceil(5 / 2)
+    ours = dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
+    # J at the recorded point with the share's curvature, F at the recorded theta_K over the share's states.
+    jacobian = AdaptationJacobian(
+        data.trajectory, batch.metric_samples[:1], inner_loss(policy), inner_lr=config.step_sizes(1)
+    )
+    fisher = PolicyFisher(per_task(policy), policy.distribution, data.trajectory[1], batch.metric_samples[1])
+    whole = AdaptedFisher(jacobian, {1: (1.0, fisher)}, NUM_TASKS)
+    expected = dense_metric(lambda v: {n: x / NUM_TASKS for n, x in whole.product(v).items()}, params)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-13)
+    assert float((ours - dense_metric(fisher_metric(policy, full, config, ONE_BY_ONE), params)).norm()) > 1e-3
+
+
+def test_the_metrics_graphs_are_freed_with_it():
+    policy, params, config, batch, _ = problem("gaussian", 1)
+    alive = []
+
+    def build():
+        fisher = PolicyFisher(per_task(policy), policy.distribution, expand_tasks(params, NUM_TASKS), batch.samples[0])
+        alive.append(weakref.ref(fisher._outputs[0]))
+        return fisher
+
+    gc.collect()
+    gc.disable()
+    try:
+        with SavedBytes() as saved:
+            fisher = build()
+        assert saved.total > 0 and alive[0]() is not None
+        del fisher
+        assert alive[0]() is None, "something keeps the graph"
+    finally:
+        gc.enable()
+
+
+# Padding and independence of tasks.
+
+
+def poisoned(samples):
+    """NaN wherever a row is padding."""
+
+    def fill(x):
+        padding = ~samples.valid.reshape(*samples.valid.shape, *[1] * (x.ndim - 2))
+        return x.masked_fill(padding, math.nan) if x.is_floating_point() else x
+
+    return tree_map(fill, samples)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_what_ended_episodes_hold_changes_no_gradient_metric_or_step(num_steps):
+    policy, params, config, batch, data = problem("gaussian", num_steps)
+    _, _, _, hostile, hostile_data = problem("gaussian", num_steps, hostile=True)
+    assert any(bool(torch.isnan(r.rewards).any()) for r in hostile_data.rollouts)
+    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    hostile_gradient, hostile_value = meta_gradient(policy, params, hostile.samples, config, ONE_BY_ONE)
+    assert equal_trees(gradient, hostile_gradient) and value == hostile_value
+    steps = [update(policy, params, b, config, ONE_BY_ONE)[0] for b in (batch, hostile)]
+    assert equal_trees(steps[0].params, steps[1].params) and steps[0].accepted
+
+
+def test_nan_in_padded_advantages_and_densities_changes_no_surrogate_and_no_gradient():
+    policy, params, config, batch, _ = problem("gaussian", 1)
+    dirty = [
+        samples._replace(**{name: getattr(poisoned(samples), name) for name in ("advantages", "log_prob")})
+        for samples in batch.samples
+    ]
+    clean_gradient, clean_value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    gradient, value = meta_gradient(policy, params, dirty, config, ONE_BY_ONE)
+    assert equal_trees(gradient, clean_gradient) and value == clean_value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_task_reads_anothers_data(kind):
+    policy, params, config, batch, _ = problem(kind, 2)
+
+    def outcome(samples):
+        theta = expand_tasks({n: v.clone().requires_grad_() for n, v in params.items()}, NUM_TASKS)
+        theta = {name: value.clone() for name, value in theta.items()}  # one leaf per task
+        gain, kl = meta_objective(policy, theta, samples, config)
+        gradient = torch.autograd.grad(gain.sum(), list(theta.values()))
+        return torch.cat([gain.detach()[:, None], kl.detach()[:, None], *(g.flatten(1) for g in gradient)], dim=1)
+
+    before = outcome(batch.samples)
+    for phase in range(3):
+        changed = list(batch.samples)
+        samples = changed[phase]
+        advantages, observations = samples.advantages.clone(), samples.observations.clone()
+        advantages[1] = 3 * advantages[1] + 0.5
+        observations[1] += 0.1
+        changed[phase] = samples._replace(advantages=advantages, observations=observations)
+        difference = (outcome(changed) - before).abs().amax(-1)
+        assert difference[1] > 1e-6 and bool((difference[[0, 2, 3]] < 1e-14).all())
+
+
+def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
+    policy, params, config, batch, _ = problem("gaussian", 2)
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = MetaBatch(*(tasks_of(part, order) for part in batch))
+    for a, b in zip(
+        meta_objective(policy, expand_tasks(double_params(policy, 0.41), NUM_TASKS), permuted.samples, config),
+        meta_objective(policy, expand_tasks(double_params(policy, 0.41), NUM_TASKS), batch.samples, config),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b[order], rtol=1e-11, atol=1e-13)
+    for function in (
+        lambda b: meta_gradient(policy, params, b.samples, config, ONE_BY_ONE)[0],
+        lambda b: fisher_metric(policy, b, config, ONE_BY_ONE)(double_params(policy, 1.0, 9)),
+    ):
+        assert_trees_close(function(permuted), function(batch), rtol=1e-10, atol=1e-12)
+
+
+# The update.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_an_update_gains_within_the_trust_region_and_its_report_can_be_recomputed(kind, num_steps):
+    policy, params, config, batch, _ = problem(kind, num_steps)
+    step, norm = update(policy, params, batch, config, ONE_BY_ONE)
+    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    flat_gradient = flatten(gradient)[0]
+    assert norm == pytest.approx(float(flat_gradient.norm()), rel=1e-12)
+    assert step.accepted
+    assert step.kl == pytest.approx(float(mean_objective(1, kind, num_steps)(step.params)), rel=1e-9)
+    assert step.actual_gain == pytest.approx(float(mean_objective(0, kind, num_steps)(step.params)) - value, rel=1e-9)
+    displacement = flatten(step.params)[0] - flatten(params)[0]
+    assert step.expected_gain == pytest.approx(float(flat_gradient @ displacement), rel=1e-6)
+    assert 0 < step.kl <= config.max_kl and step.actual_gain > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_update_solves_the_damped_natural_gradient_equation(kind):
+    """The full step is sqrt(2 delta / x.A.x) x with A = F + damping I and A x = g, F the dense Hessian of the KL."""
+    policy, params, config, batch, _ = problem(kind, 1)
+    config = dataclasses.replace(config, cg_iters=200, cg_damping=1e-2)
+    step, _ = update(policy, params, batch, config, ONE_BY_ONE)
+    a = dense_hessian(mean_objective(1, kind, 1), params)
+    a += 1e-2 * torch.eye(len(a))
+    g = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    x = torch.linalg.solve(a, g)
+    expected = math.sqrt(2 * config.max_kl / float(x @ a @ x)) * x * step.step_fraction
+    torch.testing.assert_close(flatten(step.params)[0] - flatten(params)[0], expected, rtol=1e-6, atol=1e-9)
+    assert step.cg_residual < 1e-8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_for_small_steps_the_kl_is_the_metrics_quadratic_form(kind):
+    """(KL(theta + s) + KL(theta - s)) / 2 = 1/2 s.F.s + O(s^4)."""
+    policy, params, config, batch, _ = problem(kind, 2)
+    vector = double_params(policy, 1e-4, 9)
+    kl = mean_objective(1, kind, 2)
+    both = [kl({name: params[name] + sign * vector[name] for name in params}) for sign in (1, -1)]
+    image = fisher_metric(policy, batch, config, ONE_BY_ONE)(vector)
+    assert float(sum(both)) / 2 == pytest.approx(0.5 * float(flatten(vector)[0] @ flatten(image)[0]), rel=1e-4)
+
+
+def test_a_failed_line_search_keeps_the_parameters_bitwise():
+    policy, params, config, batch, _ = problem("gaussian", 1)
+    reversed_advantages = [s._replace(advantages=torch.zeros_like(s.advantages)) for s in batch.samples]
+    step, norm = update(policy, params, batch._replace(samples=reversed_advantages), config, ONE_BY_ONE)
+    assert norm == 0.0 and not step.accepted and step.params is params
+    config = dataclasses.replace(config, line_search_steps=0)
+    step, _ = update(policy, params, batch, config, ONE_BY_ONE)
+    assert not step.accepted and step.params is params
+
+
+def test_float32_agrees_with_float64_to_rounding():
+    policy, params, config, batch, _ = problem("gaussian", 2)
+    single = tree_map(lambda x: x.float() if x.is_floating_point() else x, (params, batch))
+    vector = double_params(policy, 1.0, 9)
+    low = fisher_metric(policy, single[1], config, ONE_BY_ONE)({n: v.float() for n, v in vector.items()})
+    high = fisher_metric(policy, batch, config, ONE_BY_ONE)(vector)
+    a, b = flatten(low)[0].double(), flatten(high)[0]
+    assert low["log_std"].dtype == torch.float32
+    assert float((a - b).norm() / b.norm()) < 1e-5
+    a = flatten(meta_gradient(policy, single[0], single[1].samples, config, ONE_BY_ONE)[0])[0].double()
+    b = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    assert float((a - b).norm() / b.norm()) < 1e-4
+
+
+def test_step_sizes_follow_the_published_schedule_and_objective_weights_sum_to_one():
+    config = MAMLTRPOConfig(inner_lr=0.4, later_lr_factor=0.5, num_inner_steps=3)
+    assert config.step_sizes(3) == [0.4, 0.2, 0.2] and config.step_sizes(0) == []
+    assert config.objective_weights() == {3: 1.0}
+    for k in range(4):
+        weights = MAMLTRPOConfig(num_inner_steps=k, multi_step_loss=True).objective_weights()
+        assert sum(weights.values()) == pytest.approx(1) and set(weights) == (set(range(1, k + 1)) or {0})
