@@ -147,7 +147,7 @@ def test_without_inner_steps_the_meta_gradient_is_the_policy_gradient(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_transposed(kind):
-    """FOMAML: mean of g_i(theta_i'); exact: mean of J_i^T g_i(theta_i'), with J_i = I - alpha H_i built densely here."""
+    """FOMAML: mean of g_i(theta_i'); exact: mean of J_i^T g_i(theta_i'), J_i = I - alpha H_i built densely here."""
     policy, params, config, batch, data = problem(kind, 1)
     first_order = dataclasses.replace(config, first_order=True)
     theta, unflatten = flatten(params)
@@ -227,12 +227,11 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
     kept = fisher_metric(policy, batch, config, chunks)
     products = [kept(vector) for _ in range(2)]
     assert len(built) == NUM_TASKS
-    for budget, rebuilt in [(0, NUM_TASKS - 1)]:
-        built.clear()
-        metric = fisher_metric(policy, batch, dataclasses.replace(config, memory_budget_mb=budget), chunks)
-        assert len(built) == 1
-        products += [metric(vector) for _ in range(2)]
-        assert len(built) == 1 + 2 * rebuilt
+    built.clear()
+    metric = fisher_metric(policy, batch, dataclasses.replace(config, memory_budget_mb=0), chunks)
+    assert len(built) == 1
+    products += [metric(vector) for _ in range(2)]
+    assert len(built) == 1 + 2 * (NUM_TASKS - 1)
     assert all(equal_trees(product, products[0]) for product in products)
 
 
@@ -265,7 +264,7 @@ def test_a_share_of_the_episodes_gives_the_metric_of_those_episodes_and_leaves_t
 
 
 def test_the_metrics_graphs_are_freed_with_it():
-    policy, params, config, batch, _ = problem("gaussian", 1)
+    policy, params, _, batch, _ = problem("gaussian", 1)
     alive = []
 
     def build():
@@ -300,7 +299,7 @@ def poisoned(samples):
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_what_ended_episodes_hold_changes_no_gradient_metric_or_step(num_steps):
-    policy, params, config, batch, data = problem("gaussian", num_steps)
+    policy, params, config, batch, _ = problem("gaussian", num_steps)
     _, _, _, hostile, hostile_data = problem("gaussian", num_steps, hostile=True)
     assert any(bool(torch.isnan(r.rewards).any()) for r in hostile_data.rollouts)
     gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
