@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metarl.evaluation import AdaptationCurve
+from metarl.types import PublishedCurve
 from metarl.visualize.figure import BEFORE, INK, TITLE_HEIGHT, drawing, step_colours, step_label, title
 
 _WIDTH, _HEIGHT, _LEGEND = 9.0, 4.6, 2.3
@@ -20,15 +21,6 @@ _OURS = "#3b2f9e"
 _PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
 # Share of single tasks that may fall below the picture: one that diverges would flatten everything else.
 _OUTLIERS = 0.03
-
-
-class PublishedCurve(Protocol):
-    """Published returns before each inner step; `envs.presets.PublishedCurve` is one."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def returns(self) -> tuple[float, ...]: ...
 
 
 def draw_adaptation_curve(
@@ -59,11 +51,10 @@ def draw_adaptation_curve(
             where, values = ((0, last), known.returns * 2) if level else (range(len(known.returns)), known.returns)
             style = {"linestyle": ":" if level else "--", "marker": "" if level else "o", "markersize": 4}
             ax.plot(where, values, color=colour, linewidth=1.5, label=f"published: {known.label}", **style)
-        interval = {"yerr": ci95} if np.isfinite(ci95).all() else {}
-        ax.errorbar(
-            steps, mean, **interval, color=_OURS, linewidth=2.6, marker="o", markersize=6, capsize=4, elinewidth=1.6,
-            label="mean, 95 % interval" if interval else "mean", zorder=10,
-        )  # fmt: skip
+        known_interval = bool(np.isfinite(ci95).all())
+        label = "mean, 95 % interval" if known_interval else "mean"
+        style = {"color": _OURS, "linewidth": 2.6, "marker": "o", "markersize": 6, "capsize": 4, "elinewidth": 1.6}
+        ax.errorbar(steps, mean, ci95 if known_interval else None, label=label, zorder=10, **style)
         interval_ends = np.nan_to_num(ci95) * [[-1.0], [1.0]] + mean
         _limits(ax, returns, [*interval_ends.ravel(), *(v for p in published for v in p.returns)])
         ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.15, last + 0.15))

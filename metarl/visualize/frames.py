@@ -5,33 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from metarl.visualize.figure import MINUS, step_label
+from metarl.types import FamilySpec
+from metarl.visualize.figure import step_label
 from metarl.visualize.recorder import Recording
 
 PICTURE_WIDTH, PICTURE_HEIGHT = 480, 360
-_HEADER, _TRACE = 56, 112
+# Pixels: strips above and below the pictures, right end of the values on a picture.
+_HEADER, _TRACE, _VALUES = 56, 128, 240
 _BACKGROUND, _RULE, _TEXT, _DIM = (17, 19, 24), (58, 62, 72), (240, 240, 240), (165, 170, 180)
 _SIDES = ((200, 200, 200), (255, 169, 77))
 _TARGET = (255, 107, 107)
 # Single steps outside these quantiles do not stretch the trace's scale: feet hitting the floor give spikes.
 _SCALE_QUANTILES = (0.02, 0.98)
-
-
-class VideoSpec(Protocol):
-    """What a video needs to know of a family; `envs.family.FamilySpec` is one."""
-
-    @property
-    def dt(self) -> float: ...
-    @property
-    def task_labels(self) -> tuple[str, ...]: ...
-    @property
-    def task_units(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -52,37 +43,40 @@ class Trace:
 
 
 def amount(value: float, unit: str = "") -> str:
-    """A number with two decimals, a real minus sign and its unit."""
-    text = f"{value:.2f}".replace("-", MINUS) if math.isfinite(value) else "not finite"
+    """A number with two decimals and its unit."""
+    text = f"{value:.2f}" if math.isfinite(value) else "not finite"
     return f"{text} {unit}".rstrip()
 
 
-def task_text(spec: VideoSpec, task: Sequence[float]) -> str:
+def task_text(spec: FamilySpec, task: Sequence[float]) -> str:
     """A task in words: "target velocity 1.52 m/s"."""
     parts = zip(spec.task_labels, task, spec.task_units, strict=True)
     return ", ".join(f"{label} {amount(value, unit)}" for label, value, unit in parts)
 
 
-def side_text(recording: Recording, lane: int, step: int) -> list[str]:
-    """The lines beside one picture after `step` steps: every measured quantity now and on average, reward, end.
+def side_text(recording: Recording, lane: int, step: int) -> list[tuple[str, str]]:
+    """What is written on one picture after `step` steps: every measured quantity now and on average, reward, end.
 
     Args:
         recording: The episodes.
         lane: Which of them.
         step: 1 to T.
+
+    Returns:
+        (label, value) per line.
     """
     taken = min(step, int(recording.lengths[lane]))
     lines = []
     for label, (values, unit) in recording.measured.items():
         now, mean = float(values[lane, taken - 1]), float(values[lane, :taken].mean())
-        lines.append(f"{label} {amount(now, unit)}, mean so far {amount(mean, unit)}")
-    lines.append(f"reward so far {amount(float(recording.rewards[lane, :taken].sum()))}")
+        lines += [(f"{label} now", amount(now, unit)), ("mean so far", amount(mean, unit))]
+    lines.append(("reward so far", amount(float(recording.rewards[lane, :taken].sum()))))
     if step > taken:
-        lines.append("episode over")
+        lines.append(("episode over after", f"{taken} steps"))
     return lines
 
 
-def make_trace(recording: Recording, lanes: tuple[int, int], spec: VideoSpec, task: Tensor) -> Trace | None:
+def make_trace(recording: Recording, lanes: tuple[int, int], spec: FamilySpec, task: Tensor) -> Trace | None:
     """The first measured quantity over the episode, beside the task dimension of the same unit; None without one."""
     if not recording.measured:
         return None
@@ -108,7 +102,7 @@ class FrameComposer:
         trace: What to draw under the pictures, or None for nothing.
     """
 
-    def __init__(self, spec: VideoSpec, task: Tensor, detail: str, num_steps: int, trace: Trace | None) -> None:
+    def __init__(self, spec: FamilySpec, task: Tensor, detail: str, num_steps: int, trace: Trace | None) -> None:
         self._spec, self._trace = spec, trace
         self._labels = (step_label(0), step_label(num_steps))
         self._font, self._small, self._large = (ImageFont.load_default(size=size) for size in (15, 13, 19))
@@ -122,12 +116,14 @@ class FrameComposer:
             for side in (0, 1):
                 self._trace_frame(draw, side, trace)
 
-    def compose(self, pictures: Sequence[np.ndarray], texts: Sequence[Sequence[str]], step: int) -> np.ndarray:
+    def compose(
+        self, pictures: Sequence[np.ndarray], texts: Sequence[Sequence[tuple[str, str]]], step: int
+    ) -> np.ndarray:
         """One frame `[height, width, 3]` uint8.
 
         Args:
             pictures: Before and after, `[PICTURE_HEIGHT, PICTURE_WIDTH, 3]` uint8 each.
-            texts: The lines beside each.
+            texts: The (label, value) lines on each.
             step: Control steps since the start.
         """
         frame = self._base.copy()
@@ -139,8 +135,11 @@ class FrameComposer:
             frame.paste(Image.fromarray(picture), (left, _HEADER))
             outline = {"stroke_width": 2, "stroke_fill": _BACKGROUND}
             draw.text((left + 16, _HEADER + 10), self._labels[side], _SIDES[side], self._large, **outline)
-            for row, line in enumerate(lines):
-                draw.text((left + 16, _HEADER + 38 + 20 * row), line, _TEXT, self._font, **outline)
+            for row, (label, value) in enumerate(lines):
+                y = _HEADER + 40 + 20 * row
+                draw.text((left + 16, y), label, _DIM, self._font, **outline)
+                # Right-aligned, so that a value that changes its width stays where it is.
+                draw.text((left + _VALUES, y), value, _TEXT, self._font, anchor="ra", **outline)
             if self._trace:
                 self._trace_lines(draw, side, self._trace, step)
         draw.line([(PICTURE_WIDTH, _HEADER), (PICTURE_WIDTH, self.size[1])], fill=_RULE, width=2)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +14,7 @@ from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from metarl.types import Rollout
+from metarl.types import FamilySpec, Rollout
 from metarl.visualize.figure import (
     DOT,
     GOAL,
@@ -28,24 +28,15 @@ from metarl.visualize.figure import (
     title,
 )
 
-_MAX_COLUMNS = 3
-_VIEW_QUANTILE = 0.98
-_VIEW_LIMIT = 1.6
+_MAX_COLUMNS, _MAX_RETURNS, _MAX_LEGEND_COLUMNS = 3, 5, 6
+# The view reaches at most this many times as far as the farthest goal.
+_VIEW_LIMIT = 1.7
 # Inches: margins around the panels, space between them for their returns, the legend's line.
 _LEFT, _RIGHT, _GAP, _CAPTION, _TICKS, _LEGEND = 0.42, 0.0, 0.14, 0.3, 0.25, 0.35
 
 
-class PlanarSpec(Protocol):
-    """What tells a family in the plane from others; `envs.family.FamilySpec` has it."""
-
-    @property
-    def observation_labels(self) -> tuple[str, ...]: ...
-    @property
-    def task_labels(self) -> tuple[str, ...]: ...
-
-
-def is_planar(spec: PlanarSpec) -> bool:
-    """Whether a family's observation begins with a position in the plane and its task is a goal in it, by its labels."""
+def is_planar(spec: FamilySpec) -> bool:
+    """Whether, by its labels, a family observes its position in the plane and its task is a goal there."""
     return spec.observation_labels[:2] == ("x", "y") and spec.task_labels == ("goal x", "goal y")
 
 
@@ -66,8 +57,8 @@ def planar_paths(rollout: Rollout, task: int) -> np.ndarray:
 def view_half_width(goals: np.ndarray, paths: Sequence[np.ndarray]) -> float:
     """Half-width of the square that all panels show, centred on the origin.
 
-    It holds every goal and all but the last half percent of the positions, so that overshoots are seen; one path that
-    runs away does not shrink all the others beyond a factor of 2.
+    It holds every goal and every path with its overshoots, but a path that runs away does not shrink all the others: it
+    leaves the picture, and its panel says so.
 
     Args:
         goals: `[task, 2]`.
@@ -76,9 +67,9 @@ def view_half_width(goals: np.ndarray, paths: Sequence[np.ndarray]) -> float:
     goal_extent = float(np.abs(goals).max())
     points = np.concatenate([np.abs(path).max(axis=-1).ravel() for path in paths])
     points = points[np.isfinite(points)]
-    reach = float(np.quantile(points, _VIEW_QUANTILE)) if len(points) else 0.0
+    reach = float(points.max()) if len(points) else 0.0
     # 0.05: a picture of something even where the goal and all paths are at the origin.
-    return 1.12 * max(goal_extent, min(reach, _VIEW_LIMIT * goal_extent), 0.05)
+    return 1.08 * max(goal_extent, min(reach, _VIEW_LIMIT * goal_extent), 0.05)
 
 
 def draw_paths(
@@ -109,16 +100,17 @@ def draw_paths(
     centres = goals.cpu().double().numpy()
     half = view_half_width(centres[list(panels)], [paths for steps in recorded.values() for paths in steps])
     colours = step_colours(len(rollouts) - 1)
-    columns = min(len(panels), _MAX_COLUMNS)
+    columns = 2 if len(panels) == 4 else min(len(panels), _MAX_COLUMNS)
     rows = -(-len(panels) // columns)
+    legend_rows = -(-(len(colours) + 2) // _MAX_LEGEND_COLUMNS)
     side = (9.0 - _LEFT - _RIGHT) / _MAX_COLUMNS - _GAP
     # Three columns of panels, or the legend below fewer, are 900 pixels of a web page.
-    height = TITLE_HEIGHT + rows * (side + _CAPTION) + _TICKS + _LEGEND
+    height = TITLE_HEIGHT + rows * (side + _CAPTION) + _TICKS + _LEGEND * legend_rows
     with drawing(path, 9.0, height) as figure:
-        left = (9.0 - columns * side - (columns - 1) * _GAP) / 2
+        left = _LEFT if columns == _MAX_COLUMNS else (9.0 - columns * side - (columns - 1) * _GAP) / 2
         for i, task in enumerate(panels):
             bottom = height - TITLE_HEIGHT - (i // columns + 1) * (side + _CAPTION)
-            x = (_LEFT if columns == _MAX_COLUMNS else left) + (i % columns) * (side + _GAP)
+            x = left + (i % columns) * (side + _GAP)
             ax = figure.add_axes((x / 9.0, bottom / height, side / 9.0, side / height))
             _frame(ax, half, left=i % columns == 0, bottom=i + columns >= len(panels))
             _panel(ax, recorded[task], centres[task], colours, half, episodes_shown)
@@ -162,11 +154,15 @@ def _panel(
 
 
 def _returns_line(ax: Axes, returns: Sequence[float], colours: Sequence[str]) -> None:
-    """The returns after each step, above the panel, each in its step's colour."""
-    parts = [TextArea("return ", textprops={"color": MUTED, "fontsize": 9})]
+    """The returns after each step, above the panel, each in its step's colour; of many, the first and the last ones."""
+    parts: list[Artist] = [TextArea("return ", textprops={"color": MUTED, "fontsize": 9})]
+    last = len(returns) - 1
     for k, (value, colour) in enumerate(zip(returns, colours, strict=True)):
+        if last >= _MAX_RETURNS and 1 < k < last - 1:
+            continue
         if k:
-            parts.append(TextArea("\N{RIGHTWARDS ARROW}", textprops={"color": MUTED, "fontsize": 9}))
+            skipped = " \N{HORIZONTAL ELLIPSIS} \N{RIGHTWARDS ARROW}" if last >= _MAX_RETURNS and k == last - 1 else ""
+            parts.append(TextArea(f"\N{RIGHTWARDS ARROW}{skipped}", textprops={"color": MUTED, "fontsize": 9}))
         parts.append(TextArea(number(value), textprops={"color": colour, "fontsize": 9, "fontweight": "bold"}))
     line = HPacker(children=parts, align="baseline", pad=0, sep=2)
     above = {"bbox_to_anchor": (0, 1), "bbox_transform": ax.transAxes}
@@ -181,5 +177,10 @@ def _legend(figure: Figure, colours: Sequence[str]) -> None:
     lines = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours]
     labels = ["start", "goal (not observed)", *(step_label(k) for k in range(len(colours)))]
     figure.legend(
-        [*marks, *lines], labels, loc="lower center", ncols=min(len(labels), 7), columnspacing=1.5, handlelength=1.5
+        [*marks, *lines],
+        labels,
+        loc="lower center",
+        ncols=min(len(labels), _MAX_LEGEND_COLUMNS),
+        columnspacing=1.5,
+        handlelength=1.5,
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from metarl.experiment.errors import UserError
 from metarl.noise import TaskNoise
-from metarl.types import Params, Policy
-from metarl.visualize.frames import PICTURE_HEIGHT, PICTURE_WIDTH, FrameComposer, VideoSpec, make_trace, side_text
+from metarl.types import FamilySpec, Params, Policy
+from metarl.visualize.frames import PICTURE_HEIGHT, PICTURE_WIDTH, FrameComposer, make_trace, side_text
 from metarl.visualize.recorder import Recording, State, record_episodes
 
 MAX_FPS = 50
@@ -29,11 +29,13 @@ class Renderer(Protocol):
 
 
 class VisualFamily(Protocol):
-    """A task family whose worlds can be drawn; `envs.family.TaskFamily` is one."""
+    """A task family whose worlds can be drawn; `envs.family.TaskFamily` is one.
 
-    spec: Any
-    problem: Any
+    Its `problem` has `make_renderer(width, height)`, and `describe_step` where it has words for a step.
+    """
 
+    @property
+    def problem(self) -> Any: ...
     def batch(self, tasks: Tensor, episodes_per_task: int, device: str = "cpu") -> Any: ...
 
 
@@ -85,7 +87,7 @@ def record_before_after(
         before: Parameters of every task, `[task, ...]`.
         after: Likewise.
         tasks: `[task, task_dim]`.
-        chosen: Indices of the tasks to record. An episode does not depend on which others are recorded.
+        chosen: Indices of the tasks to record. To rounding, an episode does not depend on the others.
         noise_key: Key of the random streams.
         sampled: Draw actions as in training and evaluation; otherwise take the distribution's mode.
         device: Where worlds and policy live.
@@ -121,7 +123,7 @@ def write_video(
     recording: Recording,
     lanes: tuple[int, int],
     *,
-    spec: VideoSpec,
+    spec: FamilySpec,
     task: Tensor,
     renderer: Renderer,
     num_steps: int,
@@ -172,7 +174,7 @@ def _mp4(path: Path, size: tuple[int, int], fps: float) -> Iterator[Any]:
     writer = imageio_ffmpeg.write_frames(
         str(temporary),
         size,
-        fps=fps,
+        fps=fps,  # pyright: ignore[reportArgumentType] (fractions are taken as well)
         codec="libx264",
         macro_block_size=8,
         quality=7,
@@ -189,8 +191,10 @@ def _mp4(path: Path, size: tuple[int, int], fps: float) -> Iterator[Any]:
             raise UserError(f"{path}: ffmpeg wrote nothing; is the disk full?")
         os.replace(temporary, path)
     except OSError as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
-        raise UserError(f"{path}: ffmpeg could not write the video ({reason.strip()}).") from error
+        # The exception holds ffmpeg's own words last, below a heading.
+        said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().endswith(":")]
+        reason = said[-1] if said else "it gave no reason"
+        raise UserError(f"{path}: ffmpeg could not write the video ({reason}).") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
