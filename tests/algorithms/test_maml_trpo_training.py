@@ -290,7 +290,7 @@ def test_a_biased_bandit_policy_learns_the_only_optimal_start():
 
 
 def test_a_bandit_policy_with_features_to_scale_adapts_to_near_certainty_in_one_step():
-    """A hidden layer can make its own inner step larger: the return approaches 1 after the step, and stays 1/2 before."""
+    """A hidden layer can make its own inner step larger: the return approaches 1 after it, and stays 1/2 before it."""
     policy = CategoricalMLPPolicy(1, 2, (8,))
     config = MAMLTRPOConfig(
         meta_batch_size=4, episodes_per_task=50, inner_lr=0.3, max_kl=0.05, chunk_size=4, cg_iters=5
