@@ -19,8 +19,8 @@ from metarl.visualize.figure import BEFORE, INK, TITLE_HEIGHT, drawing, step_col
 _WIDTH, _HEIGHT, _LEGEND = 9.0, 4.6, 2.3
 _OURS = "#3b2f9e"
 _PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
-# Share of single tasks that may fall below the picture: one that diverges would flatten everything else.
-_OUTLIERS = 0.03
+# A share of single tasks may fall below the picture where they would stretch it by more than a factor.
+_OUTLIERS, _STRETCH = 0.03, 1.5
 
 
 def draw_adaptation_curve(
@@ -115,12 +115,15 @@ def _legend(ax: Axes) -> None:
 
 
 def _limits(ax: Axes, returns: np.ndarray, always_shown: Sequence[float]) -> None:
-    """Shows all that is given and nearly all single tasks; says how many tasks leave the picture."""
+    """Shows all that is given, and every single task but outliers, of which it says how many leave the picture."""
     finite = returns[np.isfinite(returns)]
     # 0 where not a single number is finite: the figure of a run that diverged is empty, not an error.
     known = [value for value in always_shown if math.isfinite(value)] or [0.0]
-    low = min([*known, *np.quantile(finite, [_OUTLIERS])] if len(finite) else known)
     high = max([*known, *finite])
+    low = min([*known, *finite])
+    usual = min([*known, *np.quantile(finite, [_OUTLIERS])] if len(finite) else known)
+    if high - low > _STRETCH * (high - usual):
+        low = usual
     margin = 0.05 * (high - low) or 1.0
     ax.set_ylim(low - margin, high + margin)
     hidden = int((returns < low - margin).any(axis=1).sum())
