@@ -82,33 +82,41 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     config = arguments.config
     _common.check_device(config.device)
-    family = _common.make_family(config.family, config.observe_task)
+    with open_run(arguments) as run:
+        train(config, run, resume=arguments.resume is not None)
+
+
+def open_run(arguments: Arguments) -> RunDirectory:
+    """The run directory the arguments name, held by this process."""
     if arguments.resume is not None:
         run = RunDirectory.resume(arguments.resume)
-        run.save_config(config)
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = arguments.run_dir or Path("runs") / f"{config.family}-{config.algorithm}-{stamp}"
-        run = RunDirectory.create(path, config)
+        run.save_config(arguments.config)
+        return run
+    default = f"{arguments.config.family}-{arguments.config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return RunDirectory.create(arguments.run_dir or Path("runs") / default, arguments.config)
 
+
+def train(config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+    """Trains and says what was done and what can be done next."""
     # After the arguments are known to be good: this import brings TensorBoard and takes a moment.
     from metarl.experiment.trainer import Trainer
 
-    trainer = Trainer(family, config, run, resume=arguments.resume is not None)
-    done = trainer.learner.iteration
+    trainer = Trainer(_common.make_family(config.family, config.observe_task), config, run, resume)
+    learner = trainer.learner
     print(
-        f"{config.algorithm} on {config.family}: iteration {done} of {config.iterations}, seed {config.seed}, "
-        f"run directory {run.path}",
+        f"{config.algorithm} on {config.family}: iteration {learner.iteration} of {config.iterations}, "
+        f"seed {config.seed}, run directory {run.path}",
         flush=True,
     )
     finished = trainer.train()
-    trained = trainer.learner
-    if trained.skipped_updates:
-        print(f"Skipped {trained.skipped_updates} updates whose rollouts or gradients were not finite.")
+    if learner.skipped_updates:
+        print(f"Skipped {learner.skipped_updates} updates whose rollouts or gradients were not finite.")
     if not finished:
-        print(f"Stopped after iteration {trained.iteration}; continue with: train.py --resume {run.path}")
-        return
-    print(f"Done: {trained.iteration} iterations, {trained.env_steps:,} environment steps.")
+        print(f"Stopped after iteration {learner.iteration}.")
+        print(f"Continue with: python scripts/train.py --resume {run.path}")
+        # What a shell expects of a command ended by Ctrl-C, so that `train && evaluate` stops here too.
+        sys.exit(130)
+    print(f"Done: {learner.iteration} iterations, {learner.env_steps:,} environment steps.")
     print(f"Next: python scripts/evaluate.py {run.path}   and   python scripts/visualize.py {run.path}")
 
 

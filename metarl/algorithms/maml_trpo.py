@@ -64,8 +64,9 @@ class MAMLTRPOConfig:
         inner_lr: Inner step size alpha of the first inner step.
         later_lr_factor: Step size of every later inner step, as a share of inner_lr, in training and at test time
             (the published test protocol halves it after the first step).
-        multi_step_loss: Average the meta-objective (and the trust region) over the policies after every inner step
-            instead of the last alone (Antoniou et al. 2019, section 4): trains the steps that are tested.
+        step_weights: Weights of the policies after inner steps 1 .. K in the meta-objective and the trust region
+            (Antoniou et al. 2019, section 4; scaled to sum to 1). Empty: the policies after the last step alone, which
+            is the published objective and says nothing about any other step.
         first_order: Ignore the second-order terms of the meta-gradient.
         gamma: Discount factor.
         gae_lambda: Lambda of generalized advantage estimation.
@@ -88,7 +89,7 @@ class MAMLTRPOConfig:
     num_inner_steps: int = 1
     inner_lr: float = 0.1
     later_lr_factor: float = 0.5
-    multi_step_loss: bool = False
+    step_weights: tuple[float, ...] = ()
     first_order: bool = False
     gamma: float = 0.99
     gae_lambda: float = 1.0
@@ -109,8 +110,10 @@ class MAMLTRPOConfig:
 
     def objective_weights(self) -> dict[int, float]:
         """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""
-        last = self.num_inner_steps
-        return dict.fromkeys(range(1, last + 1), 1 / last) if self.multi_step_loss and last else {last: 1.0}
+        if not self.step_weights:
+            return {self.num_inner_steps: 1.0}
+        total = sum(self.step_weights)
+        return {k: weight / total for k, weight in enumerate(self.step_weights, start=1) if weight}
 
     def advantage_settings(self) -> AdvantageSettings:
         """How advantages are estimated, for `adapt_on_rollouts`."""
@@ -191,7 +194,7 @@ def meta_gradient(
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         gain, _ = meta_objective(policy, expand_tasks(leaves, samples[0].valid.shape[0]), samples, config)
         gradient = torch.autograd.grad(gain.sum(), list(leaves.values()), materialize_grads=True)
-        return dict(zip(leaves, gradient, strict=True)), float(gain.sum())
+        return dict(zip(leaves, gradient, strict=True)), float(gain.detach().sum())
 
     parts = chunks.map(of_chunk, num_tasks, list(samples))
     return add_all([gradient for gradient, _ in parts], 1 / num_tasks), sum(gain for _, gain in parts) / num_tasks

@@ -28,7 +28,7 @@ _PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "tensorb
 
 @final
 class RunDirectory:
-    """One run directory. Open it with `create` or `resume`; reading needs neither (`load_run`)."""
+    """One run directory, held while open as a context. Open it with `create` or `resume`; reading needs neither."""
 
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         run = RunDirectory(path, _lock(path))
         if (path / "config.json").exists():
-            run.close()
+            run.__exit__()
             raise UserError(
                 f"{path} already holds a run; continue it with --resume {path}, or choose another --run-dir."
             )
@@ -67,8 +67,10 @@ class RunDirectory:
         (path / "checkpoints").mkdir(exist_ok=True)
         return run
 
-    def close(self) -> None:
-        """Gives the directory back."""
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         self._lock.close()
 
     def checkpoint(self, name: str) -> Path:

@@ -59,6 +59,6 @@ def fit(
 
 def predict(
     phi: Float[Tensor, "task *steps features"], weights: Float[Tensor, "task features"]
-) -> Float[Tensor, task * steps]:
+) -> Float[Tensor, "task *steps"]:
     """Values `phi @ weights`, float64."""
     return (phi.flatten(1, -2) @ weights.unsqueeze(-1)).reshape(phi.shape[:-1])

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def masked_mean(values: Float[Tensor, task * rows], valid: Bool[Tensor, task * rows]) -> Float[Tensor, " task"]:
+def masked_mean(values: Float[Tensor, "task *rows"], valid: Bool[Tensor, "task *rows"]) -> Float[Tensor, " task"]:
     """Mean over each task's valid entries; 0 for a task without any.
 
     `torch.where` rather than a product with the mask: 0 * NaN is NaN, and so is its gradient.
@@ -17,8 +17,8 @@ def masked_mean(values: Float[Tensor, task * rows], valid: Bool[Tensor, task * r
 
 
 def normalise(
-    values: Float[Tensor, task * rows], valid: Bool[Tensor, task * rows], eps: float = 1e-8
-) -> Float[Tensor, task * rows]:
+    values: Float[Tensor, "task *rows"], valid: Bool[Tensor, "task *rows"], eps: float = 1e-8
+) -> Float[Tensor, "task *rows"]:
     """Shifts and scales each task's valid entries to mean 0 and standard deviation 1; padding becomes 0.
 
     Args:
