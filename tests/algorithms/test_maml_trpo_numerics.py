@@ -40,9 +40,12 @@ def make_policy(kind):
 
 
 @functools.lru_cache
-def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, order=None, **settings):
+def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, weighted=False, **settings):
     """Policy, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
     policy = make_policy(kind)
+    if weighted:
+        settings["step_weights"] = (2.0, 1.0, 0.5)[:num_steps]
+    settings["step_weights"] = settings.get("step_weights", ())[:num_steps]
     config = MAMLTRPOConfig(num_inner_steps=num_steps, inner_lr=inner_lr, **settings)
     env = PointEnv(TASKS, 5, 6, min_length=1, discrete=kind == "categorical", hostile=hostile)
     params = double_params(policy, 0.4)
@@ -74,7 +77,7 @@ def dense_metric(metric, params):
 
 
 KINDS = ["gaussian", "categorical"]
-VARIANTS = {"plain": {}, "multi-step": {"multi_step_loss": True}, "first order": {"first_order": True}}
+VARIANTS = {"plain": {}, "two steps weighted": {"step_weights": (2.0, 1.0)}, "first order": {"first_order": True}}
 
 
 # The recorded data.
@@ -117,13 +120,14 @@ def test_the_gradient_of_the_mean_kl_vanishes_at_theta(kind, variant):
 # Meta-gradient.
 
 
-@pytest.mark.parametrize("multi_step", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
-def test_the_meta_gradient_equals_finite_differences_of_the_mean_surrogate(kind, num_steps, multi_step):
-    policy, params, config, batch, _ = problem(kind, num_steps, multi_step_loss=multi_step)
+def test_the_meta_gradient_equals_finite_differences_of_the_mean_surrogate(kind, num_steps, weighted):
+    weights = (2.0, 0.0, 1.0)[:num_steps] if weighted else ()
+    policy, params, config, batch, _ = problem(kind, num_steps, step_weights=weights)
     gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
-    objective = mean_objective(0, kind, num_steps, multi_step_loss=multi_step)
+    objective = mean_objective(0, kind, num_steps, step_weights=weights)
     assert_trees_close(gradient, finite_difference(objective, params), rtol=1e-6, atol=1e-8)
     assert value == pytest.approx(float(objective(params)), abs=1e-14)
     assert all(value.dtype == torch.float64 and not value.requires_grad for value in gradient.values())
@@ -429,10 +433,22 @@ def test_float32_agrees_with_float64_to_rounding():
     assert float((a - b).norm() / b.norm()) < 1e-4
 
 
-def test_step_sizes_follow_the_published_schedule_and_objective_weights_sum_to_one():
-    config = MAMLTRPOConfig(inner_lr=0.4, later_lr_factor=0.5, num_inner_steps=3)
+def test_step_sizes_follow_the_published_schedule():
+    config = MAMLTRPOConfig(inner_lr=0.4, later_lr_factor=0.5)
     assert config.step_sizes(3) == [0.4, 0.2, 0.2] and config.step_sizes(0) == []
-    assert config.objective_weights() == {3: 1.0}
-    for k in range(4):
-        weights = MAMLTRPOConfig(num_inner_steps=k, multi_step_loss=True).objective_weights()
-        assert sum(weights.values()) == pytest.approx(1) and set(weights) == (set(range(1, k + 1)) or {0})
+
+
+def test_the_objective_is_the_weighted_mean_over_the_policies_after_each_step():
+    assert MAMLTRPOConfig(num_inner_steps=3).objective_weights() == {3: 1.0}
+    assert MAMLTRPOConfig(num_inner_steps=0).objective_weights() == {0: 1.0}
+    assert MAMLTRPOConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
+    with pytest.raises(ValueError, match="one per inner step: 3"):
+        MAMLTRPOConfig(num_inner_steps=3, step_weights=(1.0,)).objective_weights()
+    policy, _, config, batch, _ = problem("gaussian", 2, weighted=True)
+    theta = expand_tasks(double_params(policy, 0.41), NUM_TASKS)
+    both = meta_objective(policy, theta, batch.samples, config)
+    for k, outcome in enumerate(both):
+        parts = [
+            meta_objective(policy, theta, batch.samples[: n + 1], MAMLTRPOConfig(num_inner_steps=n))[k] for n in (1, 2)
+        ]
+        torch.testing.assert_close(outcome, (2 * parts[0] + parts[1]) / 3)

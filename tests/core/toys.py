@@ -25,7 +25,7 @@ class PointEnv:
     """x' = x + 0.3 a, reward -(x' - task)^2; start and length of an episode are drawn from the task's reset seed.
 
     An episode terminates after its own length, or is truncated at the horizon. `poison(task, episode, t)` makes that
-    reward NaN. With `hostile`, ended lanes return NaN rewards, which nobody may read.
+    reward NaN. With `hostile`, ended lanes return NaN rewards and forget that they ended, which nobody may read.
     """
 
     def __init__(self, tasks, episodes, horizon, *, min_length=None, discrete=False, hostile=False, poison=None):
@@ -75,6 +75,8 @@ class PointEnv:
         terminated = self.t == self.length
         truncated = (self.t == self.horizon) & ~terminated
         self.ended = self.ended | terminated | truncated
+        if self.hostile:
+            terminated, truncated = terminated & live, truncated & live
         return Step(self.x.clone(), reward, terminated, truncated)
 
 
