@@ -112,6 +112,10 @@ class MAMLTRPOConfig:
         """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""
         if not self.step_weights:
             return {self.num_inner_steps: 1.0}
+        if len(self.step_weights) != self.num_inner_steps:
+            raise ValueError(
+                f"step_weights has {len(self.step_weights)} entries; it needs one per inner step: {self.num_inner_steps}."
+            )
         total = sum(self.step_weights)
         return {k: weight / total for k, weight in enumerate(self.step_weights, start=1) if weight}
 
