@@ -40,13 +40,11 @@ def make_policy(kind):
 
 
 @functools.lru_cache
-def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, weighted=False, **settings):
+def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, step_weights=(), **settings):
     """Policy, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
     policy = make_policy(kind)
-    if weighted:
-        settings["step_weights"] = (2.0, 1.0, 0.5)[:num_steps]
-    settings["step_weights"] = settings.get("step_weights", ())[:num_steps]
-    config = MAMLTRPOConfig(num_inner_steps=num_steps, inner_lr=inner_lr, **settings)
+    weights = step_weights[:num_steps]
+    config = MAMLTRPOConfig(num_inner_steps=num_steps, inner_lr=inner_lr, step_weights=weights, **settings)
     env = PointEnv(TASKS, 5, 6, min_length=1, discrete=kind == "categorical", hostile=hostile)
     params = double_params(policy, 0.4)
     data = adapt_on_rollouts(
@@ -115,6 +113,38 @@ def test_the_gradient_of_the_mean_kl_vanishes_at_theta(kind, variant):
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     gradient = torch.autograd.grad(mean_objective(1, kind, 2, **variant)(leaves), list(leaves.values()))
     assert max(float(g.abs().max()) for g in gradient) < 1e-13
+
+
+def as_torch(dist_params):
+    if len(dist_params) == 2:
+        normal = torch.distributions.Normal(dist_params.mean, dist_params.log_std.exp())
+        return torch.distributions.Independent(normal, 1)
+    return torch.distributions.Categorical(logits=dist_params.logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_elsewhere_surrogate_and_kl_are_their_definitions_task_by_task_and_step_by_step(kind, num_steps):
+    """theta_i' by plain gradient descent on one task's valid steps; mean of ratio times advantage; KL(old || new)."""
+    policy, _, config, batch, _ = problem(kind, num_steps)
+    params = double_params(policy, 0.5, 11)
+    gain, kl = meta_objective(policy, expand_tasks(params, NUM_TASKS), batch.samples, config)
+    for i in range(NUM_TASKS):
+        own = [tree_map(lambda x, i=i, v=s.valid: x[i][v[i]], s) for s in batch.samples]
+        theta = params
+        for k, support in enumerate(own[:-1]):
+            leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+            new = as_torch(torch.func.functional_call(policy, leaves, (support.observations,)))
+            objective = (new.log_prob(support.actions) * support.advantages).mean()
+            gradient = torch.autograd.grad(objective, list(leaves.values()))
+            alpha = 0.1 if k == 0 else 0.05
+            theta = {n: leaves[n].detach() + alpha * g for n, g in zip(leaves, gradient, strict=True)}
+        query = own[-1]
+        new = as_torch(torch.func.functional_call(policy, theta, (query.observations,)))
+        ratio = (new.log_prob(query.actions) - query.log_prob).exp()
+        torch.testing.assert_close(gain[i], (ratio * query.advantages).mean(), check_dtype=True)
+        torch.testing.assert_close(kl[i], torch.distributions.kl_divergence(as_torch(query.dist_params), new).mean())
+        assert kl[i] > 1e-3
 
 
 # Meta-gradient.
@@ -444,7 +474,7 @@ def test_the_objective_is_the_weighted_mean_over_the_policies_after_each_step():
     assert MAMLTRPOConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
     with pytest.raises(ValueError, match="one per inner step: 3"):
         MAMLTRPOConfig(num_inner_steps=3, step_weights=(1.0,)).objective_weights()
-    policy, _, config, batch, _ = problem("gaussian", 2, weighted=True)
+    policy, _, config, batch, _ = problem("gaussian", 2, step_weights=(2.0, 1.0))
     theta = expand_tasks(double_params(policy, 0.41), NUM_TASKS)
     both = meta_objective(policy, theta, batch.samples, config)
     for k, outcome in enumerate(both):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from metarl.ops.tree import all_finite, concatenate_tasks, expand_tasks, flatten, select_tasks, sum_tasks
+from metarl.ops.tree import add_all, all_finite, concatenate_tasks, expand_tasks, flatten, select_tasks, sum_tasks
 
 PARAMS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([7.0]), "c": torch.tensor(8.0)}
 
@@ -44,3 +44,15 @@ def test_all_finite_sees_one_bad_entry():
     assert all_finite(PARAMS)
     for bad in (math.nan, math.inf, -math.inf):
         assert not all_finite(PARAMS | {"d": torch.tensor([0.0, bad])})
+
+
+def test_add_all_sums_in_the_given_order_scales_and_writes_into_nothing():
+    generator = torch.Generator().manual_seed(0)
+    terms = [{"x": torch.randn(50, generator=generator)} for _ in range(7)]
+    copies = [term["x"].clone() for term in terms]
+    expected = copies[0]
+    for copy in copies[1:]:
+        expected = expected + copy
+    assert torch.equal(add_all(terms, 0.5)["x"], 0.5 * expected)
+    assert all(torch.equal(term["x"], copy) for term, copy in zip(terms, copies, strict=True))
+    assert torch.equal(add_all(terms[:1])["x"], copies[0])
