@@ -61,7 +61,7 @@ def to_samples(rollout: Rollout, advantage: Tensor, episode_fraction: float = 1.
     if episode_fraction < 1:
         present = valid.any(-1)
         # In float64, less a rounding error: 7/13 of 13 episodes is 7 of them.
-        keep = (episode_fraction * present.sum(-1, keepdim=True).double() - 1e-9).ceil()
+        keep = (episode_fraction * present.sum(-1, keepdim=True).double() - 1e-9).ceil().clamp(min=1)
         valid = valid & (present.cumsum(-1) <= keep).unsqueeze(-1)
     flat = valid.flatten(1)
     num_rows = max(int(flat.sum(-1).max()), 1)

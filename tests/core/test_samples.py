@@ -186,7 +186,7 @@ def test_without_padding_rows_are_a_reshape():
     assert torch.equal(rows.observations, data.observations.flatten(1, 2)) and bool(rows.valid.all())
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 0.51, 0.99])
+@pytest.mark.parametrize("fraction", [1e-12, 0.01, 0.25, 0.5, 0.51, 0.99])
 def test_an_episode_fraction_keeps_that_share_of_each_tasks_own_episodes_but_at_least_one(fraction):
     lengths = [[5, 3, 4, 5, 2, 5], [4, 5, 5, 1, 0, 0], [0, 0, 3, 2, 5, 4]]
     data = rollout(lengths)
