@@ -1,0 +1,76 @@
+"""The README's commands and examples do what it says. Each code block is marked fast, slow, or not run and why."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TEXT = (REPOSITORY / "README.md").read_text()
+BLOCK = re.compile(r"(?:<!-- test: (?P<mark>fast|slow|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
+BLOCKS = list(BLOCK.finditer(TEXT))
+
+
+def blocks(language: str) -> list:
+    """The runnable blocks of a language as pytest parameters."""
+    return [
+        pytest.param(
+            block["code"],
+            marks=[pytest.mark.slow] if block["mark"] == "slow" else [],
+            id=f"line{TEXT[: block.start()].count(chr(10)) + 1}",
+        )
+        for block in BLOCKS
+        if block["language"] == language and not (block["mark"] or "no").startswith("no")
+    ]
+
+
+def test_every_block_says_whether_it_is_tested() -> None:
+    assert len(BLOCKS) >= 8
+    assert all(block["mark"] for block in BLOCKS), [block["code"] for block in BLOCKS if not block["mark"]]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A directory where the README's relative paths work and nothing of the clone is changed."""
+    for name in ("scripts", "metarl", "envs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "pretrained", tmp_path / "pretrained")
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_example(code: str, workplace: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=workplace, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("code", blocks("bash"))
+def test_commands(code: str, workplace: Path) -> None:
+    if "make " in code:
+        # In a clone of its own, as a newcomer would; `make test` itself is what runs this test in CI.
+        target = workplace / "clone"
+        subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(target)], check=True)
+        code, workplace = "make demo", target
+    result = subprocess.run(
+        ["bash", "-e", "-c", code], cwd=workplace, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if not target.startswith("http"):
+            assert (REPOSITORY / target).exists(), target
