@@ -14,6 +14,7 @@ from metarl.ops.tree import expand_tasks
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
+from metarl.samples import advantages
 
 CONFIG = {"meta_batch_size": 3, "episodes_per_task": 4, "num_inner_steps": 2, "inner_lr": 0.1}
 
@@ -229,6 +230,30 @@ def test_zero_inner_steps_collect_once_and_train_plain_trpo():
     subject = learner(num_inner_steps=0)
     metrics = metrics_of(subject, 2)
     assert "return/step_1" not in metrics[0] and metrics[0]["line_search/accepted"] == 1.0
+
+
+def test_settings_of_advantages_and_budgets_reach_every_rollout():
+    config = MAMLTRPOConfig(gamma=0.5, gae_lambda=0.3, bootstrap_truncated=True)
+    assert config.advantage_settings() == AdvantageSettings(0.5, 0.3, True)
+    family, policy = PointFamily(min_length=1), GaussianMLPPolicy(2, 2, (4,))
+    params = {name: value.detach() for name, value in policy.named_parameters()}
+    for settings in (AdvantageSettings(), config.advantage_settings()):
+        data = adapt_on_rollouts(
+            family.batch(family.sample_tasks(3), 4), policy, params, inner_loss(policy), inner_lr=0.1, num_steps=1,
+            noise_key=(0, 0), settings=settings, steps_per_task=20,
+        )  # fmt: skip
+        for rollout, estimate in zip(data.rollouts, data.advantages, strict=True):
+            expected = advantages(
+                rollout,
+                gamma=settings.gamma,
+                gae_lambda=settings.gae_lambda,
+                bootstrap_truncated=settings.bootstrap_truncated,
+            )
+            assert torch.equal(estimate, expected)
+            assert bool((rollout.valid.flatten(1).sum(-1) >= 20).all())
+            assert bool((rollout.valid.flatten(1).sum(-1) < 20 + 6).all())
+    subject = learner(gae_lambda=0.3, gamma=0.5, bootstrap_truncated=True)
+    assert metrics_of(subject, 1)[0]["gradient_norm"] != metrics_of(learner(), 1)[0]["gradient_norm"]
 
 
 def test_adapting_to_one_task_gives_an_agent_with_the_parameters_of_the_same_inner_loop():
