@@ -25,6 +25,7 @@ from metarl.algorithms.maml_trpo import (
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
+from metarl.ops.trust_region import trust_region_step
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, per_task
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
@@ -447,6 +448,23 @@ def test_a_failed_line_search_keeps_the_parameters_bitwise():
     config = dataclasses.replace(config, line_search_steps=0)
     step, _ = update(policy, params, batch, config, ONE_BY_ONE)
     assert not step.accepted and step.params is params
+
+
+def test_every_trust_region_setting_reaches_the_step(monkeypatch):
+    wanted = {
+        "max_kl": 0.003, "cg_iters": 7, "cg_damping": 0.02, "cg_tolerance": 0.1, "line_search_steps": 4,
+        "line_search_decay": 0.6,
+    }  # fmt: skip
+    policy, params, config, batch, _ = problem("gaussian", 1)
+    seen = {}
+
+    def spy(*args, **settings):
+        seen.update(settings)
+        return trust_region_step(*args, **settings)
+
+    monkeypatch.setattr(maml_trpo, "trust_region_step", spy)
+    step, _ = update(policy, params, batch, dataclasses.replace(config, **wanted), ONE_BY_ONE)
+    assert seen == wanted and 0 < step.kl <= 0.003
 
 
 def test_float32_agrees_with_float64_to_rounding():
