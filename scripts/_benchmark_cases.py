@@ -223,13 +223,24 @@ def measure_iteration(case: Case, data: Any, repeats: int) -> list[Row]:
 
 
 def matmul_rate(case: Case, data: Any) -> float:
-    """FLOP/s per core of the update's typical product: all tasks' hidden activations by their own weights."""
-    rows = data.samples(0).valid.shape[1]
-    width = max(case.sizes)
-    left, right = torch.randn(case.env.num_tasks, rows, width), torch.randn(case.env.num_tasks, width, width)
-    torch.bmm(left, right)
-    timings = [timed(lambda: torch.bmm(left, right)) for _ in range(5)]
-    return 2 * case.env.num_tasks * rows * width**2 / median(timings).cpu
+    """FLOP per CPU-second of the update's typical product, a chunk's hidden activations by each task's own weights.
+
+    Measured on as many threads as the update uses: two threads on one physical core share its arithmetic units.
+    """
+    tasks, rows, width = case.config.chunk_size, data.samples(0).valid.shape[1], max(case.sizes[1:-1], default=1)
+    left, right = torch.randn(tasks, rows, width), torch.randn(tasks, width, width)
+    repeats = 20
+
+    def products(_: int) -> None:
+        for _ in range(repeats):
+            torch.bmm(left, right)
+
+    def on_all_threads() -> None:
+        case.chunks.map_items(products, list(range(case.threads)))
+
+    on_all_threads()
+    seconds = median([timed(on_all_threads) for _ in range(5)]).cpu
+    return case.threads * repeats * 2 * tasks * rows * width**2 / seconds
 
 
 def update_flops(case: Case, data: Any, line_search_steps: int) -> float:
