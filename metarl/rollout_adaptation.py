@@ -15,7 +15,7 @@ from metarl.adaptation import InnerLR, Loss, adapt
 from metarl.collect import collect
 from metarl.noise import TaskNoise
 from metarl.ops.tree import expand_tasks
-from metarl.parallel import TaskChunks
+from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.samples import advantages, to_samples
 from metarl.types import BatchedEnv, Params, Policy, Rollout, Samples
 
@@ -60,6 +60,7 @@ class RolloutAdaptation:
         return sum(rollout.num_steps() for rollout in self.rollouts)
 
 
+@one_intra_op_thread()
 def adapt_on_rollouts(
     env: BatchedEnv,
     policy: Policy,

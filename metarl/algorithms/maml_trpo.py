@@ -45,7 +45,7 @@ from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
 from metarl.ops.tree import add_all, all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
-from metarl.parallel import TaskChunks
+from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params, per_task
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params, Policy, Samples, TaskFamily
@@ -348,6 +348,7 @@ class MAMLTRPO:
         size = self.config.meta_batch_size
         return self.family.sample_tasks(size, "train", self.seed, start=self.iteration * size)
 
+    @one_intra_op_thread()
     def iterate(self) -> dict[str, float]:
         """Runs one iteration and returns its metrics (docs/maml-trpo.md lists them)."""
         config = self.config
