@@ -60,6 +60,8 @@ def parse(arguments: list[str]) -> Arguments:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(ALGORITHMS)}. See --list.")
     wants_help = "--help" in arguments or "-h" in arguments
+    if resume is not None and flag_value(arguments, "--run-dir") is not None:
+        raise UserError("--resume names the run directory already; leave out --run-dir.")
     if resume is not None and not wants_help:
         default = read_config(Path(resume))
     else:

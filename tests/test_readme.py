@@ -13,7 +13,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "README.md").read_text()
-BLOCK = re.compile(r"(?:<!-- test: (?P<mark>fast|slow|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
+BLOCK = re.compile(
+    r"(?:<!-- test: (?P<mark>fast|slow|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S
+)
 BLOCKS = list(BLOCK.finditer(TEXT))
 
 
