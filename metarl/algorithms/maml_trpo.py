@@ -114,7 +114,7 @@ class MAMLTRPOConfig:
             return {self.num_inner_steps: 1.0}
         if len(self.step_weights) != self.num_inner_steps:
             raise ValueError(
-                f"step_weights has {len(self.step_weights)} entries; it needs one per inner step: {self.num_inner_steps}."
+                f"step_weights has {len(self.step_weights)} entries; it needs num_inner_steps = {self.num_inner_steps}."
             )
         total = sum(self.step_weights)
         return {k: weight / total for k, weight in enumerate(self.step_weights, start=1) if weight}

@@ -58,6 +58,7 @@ class Trainer:
         self.family, self.config, self.run = family, config, run
         self.learner = make_learner(family, config)
         self.best_score = -math.inf
+        self._chunks = TaskChunks(config.learner.chunk_size, config.num_threads or None)
         last = run.checkpoint("last")
         # A run killed before its first checkpoint starts again from nothing, which is where it was.
         if resume and last.exists():
@@ -109,7 +110,7 @@ class Trainer:
             episodes_per_task=settings.episodes_per_task,
             steps_per_task=settings.steps_per_task or None,
             device=self.config.device,
-            chunks=TaskChunks(settings.chunk_size, self.config.num_threads or None),
+            chunks=self._chunks,
         )
         score = float(curve.mean[1:].mean())
         # Written so that a score that is not a number never becomes the best.
