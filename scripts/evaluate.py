@@ -79,11 +79,11 @@ def main() -> None:
         run, tasks, num_steps=arguments.steps, episodes_per_task=arguments.episodes, seed=arguments.seed
     )
     record = evaluation_record(run, curve, data)
-    print(f"{run.config.family}, {run.config.algorithm}, {arguments.checkpoint} checkpoint (iteration {run.iteration})")
+    print(f"{run.config.family}, {run.config.algorithm}, {run.checkpoint} checkpoint (iteration {run.iteration})")
     print(f"return before each inner step, mean over {origin}; {curve.env_steps:,} environment steps")
     print(table(record, run.family.spec.published))
     targets = [arguments.json] if arguments.json else []
-    default = arguments.run / f"evaluation_{arguments.checkpoint}.json"
+    default = arguments.run / f"evaluation_{run.checkpoint}.json"
     for path in [*targets, default]:
         try:
             write_json(path, record)

@@ -28,6 +28,9 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             main(*args, **kwargs)
         except UserError as error:
             sys.exit(_fail(str(error)))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except OSError as error:
             if error.errno not in _EXPLAINED:
                 raise

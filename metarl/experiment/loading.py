@@ -27,7 +27,8 @@ class LoadedRun:
         family: Its task family.
         policy: The policy module (structure only; use `params`).
         params: Meta-parameters of the checkpoint.
-        iteration: Iterations behind the checkpoint.
+        checkpoint: Which checkpoint it is.
+        iteration: Iterations behind it.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class LoadedRun:
     family: TaskFamily
     policy: GaussianMLPPolicy
     params: Params
+    checkpoint: CheckpointName
     iteration: int
 
 
@@ -46,19 +48,22 @@ def load_run(
     Args:
         path: Run directory.
         make_family: Builds the task family a config names (metarl imports no environments itself).
-        checkpoint: "best" (by validation on training tasks) or "last".
+        checkpoint: "best" (by validation on training tasks; "last" where there was none yet) or "last".
 
     Raises:
         UserError: If it is not a run, or its checkpoint is missing or unusable.
     """
     config = read_config(path)
-    file = path / "checkpoints" / f"{checkpoint}.pt"
+    folder = path / "checkpoints"
+    # Before its first validation a run has no best checkpoint; the last one is what there is to look at.
+    if checkpoint == "best" and not (folder / "best.pt").exists() and (folder / "last.pt").exists():
+        checkpoint = "last"
+    file = folder / f"{checkpoint}.pt"
     if not file.exists():
-        present = sorted(p.stem for p in file.parent.glob("*.pt")) if file.parent.is_dir() else []
-        hint = f"; it has: {', '.join(present)}" if present else "; it has none yet"
-        raise UserError(f"{path} has no checkpoint '{checkpoint}'{hint}.")
+        present = ", ".join(sorted(p.stem for p in folder.glob("*.pt"))) or "none yet"
+        raise UserError(f"{path} has no checkpoint '{checkpoint}'; it has: {present}.")
     family = make_family(config)
     policy = make_policy(family, config.policy, config.seed)
     state = read_checkpoint(file, config, initial_params(policy))
     learner = state["learner"]
-    return LoadedRun(path, config, family, policy, learner["params"], learner["iteration"])
+    return LoadedRun(path, config, family, policy, learner["params"], checkpoint, learner["iteration"])

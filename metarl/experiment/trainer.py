@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
 from typing import Any, final
 
 import torch
@@ -150,7 +151,9 @@ class _StopSignal:
         self.requested = False
 
     def __enter__(self) -> _StopSignal:
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python delivers signals to the main thread only; training in another one is stopped by whoever runs it.
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *exc: object) -> None:
