@@ -81,24 +81,26 @@ def _collect_wave(
     dtype = next(iter(params.values())).dtype
     with one_intra_op_thread():
         action_noise = noise.action_noise(wave, shape[1], env.horizon, distribution, policy.action_dim)
-        action_noise = action_noise.to(device=env.device, dtype=dtype)
+        # Time-major while stepping: a step then reads and writes contiguous blocks instead of a row per world.
+        action_noise = action_noise.to(device=env.device, dtype=dtype).movedim(2, 0).contiguous()
         observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
         live = torch.ones(shape, dtype=torch.bool, device=env.device) if worlds is None else worlds
         record: tuple | None = None
         for t in range(env.horizon):
             dist_params = act(params, observation)
-            action = distribution.sample(dist_params, action_noise[:, :, t])
+            action = distribution.sample(dist_params, action_noise[t])
             step = env.step(action)
             now = (observation, action, step.reward.to(dtype), step.terminated, step.truncated, live, dist_params)
             if record is None:
-                record = tree_map(lambda x: x.new_zeros(*shape, env.horizon, *x.shape[2:]), now)
-            tree_map(lambda to, x: to[:, :, t].copy_(x), record, now)  # noqa: B023 (called at once)
+                record = tree_map(lambda x: x.new_zeros(env.horizon, *x.shape), now)
+            tree_map(lambda to, x: to[t].copy_(x), record, now)  # noqa: B023 (called at once)
             observation = step.observation.to(dtype)
             live = live & ~(step.terminated | step.truncated)
             # On a GPU the question would stop the host at every step; there the episode always runs to the horizon.
             if env.device.type == "cpu" and not bool(live.any()):
                 break
         assert record is not None
+        record = tree_map(lambda x: x.movedim(0, 2).contiguous(), record)
         observations, actions, rewards, terminated, truncated, valid, dist_params = record
         return Rollout(
             observations=observations,

@@ -223,24 +223,20 @@ def measure_iteration(case: Case, data: Any, repeats: int) -> list[Row]:
 
 
 def matmul_rate(case: Case, data: Any) -> float:
-    """FLOP per CPU-second of the update's typical product, a chunk's hidden activations by each task's own weights.
+    """FLOP per CPU-second of the update's typical product: every task's hidden activations by its own weights.
 
-    Measured on as many threads as the update uses: two threads on one physical core share its arithmetic units.
+    Measured as the update runs: chunk by chunk over all tasks, so that activations come from memory, and on as many
+    threads, as two threads on one physical core share its arithmetic units.
     """
-    tasks, rows, width = case.config.chunk_size, data.samples(0).valid.shape[1], max(case.sizes[1:-1], default=1)
+    rows, width = data.samples(0).valid.shape[1], max(case.sizes[1:-1], default=1)
+    tasks = case.env.num_tasks
     left, right = torch.randn(tasks, rows, width), torch.randn(tasks, width, width)
-    repeats = 20
 
-    def products(_: int) -> None:
-        for _ in range(repeats):
-            torch.bmm(left, right)
+    def all_tasks() -> None:
+        case.chunks.map(torch.bmm, tasks, left, right)
 
-    def on_all_threads() -> None:
-        case.chunks.map_items(products, list(range(case.threads)))
-
-    on_all_threads()
-    seconds = median([timed(on_all_threads) for _ in range(5)]).cpu
-    return case.threads * repeats * 2 * tasks * rows * width**2 / seconds
+    all_tasks()
+    return 2 * tasks * rows * width**2 / median([timed(all_tasks) for _ in range(9)]).cpu
 
 
 def update_flops(case: Case, data: Any, line_search_steps: int) -> float:

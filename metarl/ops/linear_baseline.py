@@ -17,10 +17,18 @@ def features(
     observations: Float[Tensor, "task episode time obs_dim"], valid: Bool[Tensor, "task episode time"]
 ) -> Float[Tensor, "task episode time features"]:
     """Baseline features in float64, `2 obs_dim + 4` of them; rows of padding are 0."""
-    clipped = torch.where(valid.unsqueeze(-1), observations, 0.0).double().clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+    obs_dim = observations.shape[-1]
+    # Written in place, block by block: this is the largest array of an iteration, and every copy of it shows.
+    phi = observations.new_empty(*valid.shape, 2 * obs_dim + 4, dtype=torch.float64)
+    clipped = phi[..., :obs_dim].copy_(observations).clamp_(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+    if not bool(valid.all()):
+        clipped.masked_fill_(~valid.unsqueeze(-1), 0.0)
+    torch.square(clipped, out=phi[..., obs_dim : 2 * obs_dim])
     t = torch.arange(valid.shape[-1], dtype=torch.float64, device=observations.device) / TIME_SCALE
-    time = torch.stack([t, t**2, t**3, torch.ones_like(t)], dim=-1).expand(*valid.shape, 4)
-    return torch.cat([clipped, clipped.square(), time], dim=-1) * valid.unsqueeze(-1)
+    torch.mul(
+        torch.stack([t, t**2, t**3, torch.ones_like(t)], dim=-1), valid.unsqueeze(-1), out=phi[..., 2 * obs_dim :]
+    )
+    return phi
 
 
 def fit(

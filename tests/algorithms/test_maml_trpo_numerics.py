@@ -490,7 +490,7 @@ def test_the_objective_is_the_weighted_mean_over_the_policies_after_each_step():
     assert MAMLTRPOConfig(num_inner_steps=3).objective_weights() == {3: 1.0}
     assert MAMLTRPOConfig(num_inner_steps=0).objective_weights() == {0: 1.0}
     assert MAMLTRPOConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
-    with pytest.raises(ValueError, match="one per inner step: 3"):
+    with pytest.raises(ValueError, match="num_inner_steps = 3"):
         MAMLTRPOConfig(num_inner_steps=3, step_weights=(1.0,)).objective_weights()
     policy, _, config, batch, _ = problem("gaussian", 2, step_weights=(2.0, 1.0))
     theta = expand_tasks(double_params(policy, 0.41), NUM_TASKS)
