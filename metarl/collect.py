@@ -100,8 +100,8 @@ def _collect_wave(
             if env.device.type == "cpu" and not bool(live.any()):
                 break
         assert record is not None
-        record = tree_map(lambda x: x.movedim(0, 2).contiguous(), record)
-        observations, actions, rewards, terminated, truncated, valid, dist_params = record
+        task_major = tree_map(lambda x: x.movedim(0, 2).contiguous(), record)
+        observations, actions, rewards, terminated, truncated, valid, dist_params = task_major
         return Rollout(
             observations=observations,
             actions=actions,

@@ -78,7 +78,7 @@ def evaluate_adaptation(
         The curve, and everything recorded on the way.
     """
     if steps_per_task is not None:
-        episodes_per_task = max(episodes_per_task, worlds_for_budget(steps_per_task, family.horizon))
+        episodes_per_task = worlds_for_budget(steps_per_task, family.horizon)
     data = adapt_on_rollouts(
         family.batch(tasks, episodes_per_task, device),
         policy,

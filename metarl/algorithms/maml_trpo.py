@@ -5,8 +5,9 @@ Meta-objective (algorithm 3; eq. 1 with the reinforcement-learning losses of eq.
     max_theta  1/M sum_i  E_{query ~ pi(theta_i')} [ pi(a|s; theta_i') / pi_old(a|s) * A(s, a) ]
     theta_i' = theta + alpha * grad_theta E_{support ~ pi(theta)} [ log pi(a|s; theta) * A(s, a) ],   K times
 
-inside the trust region  1/M sum_i KL(pi_old,i' || pi(theta_i')) <= max_kl  over query states. The gradient is exact,
-through every inner step; `first_order` drops the second-order terms.
+(with `step_weights`: a weighted mean of that over the policies after inner steps 1 .. K) inside the trust region
+1/M sum_i KL(pi_old,i' || pi(theta_i')) <= max_kl over query states. The gradient is exact, through every inner step;
+`first_order` drops the second-order terms.
 
 Departures from the paper: the KL metric is the exact Fisher matrix pulled back through the adaptation instead of
 finite differences of gradients; support and query data are collected for K >= 1 inner steps, each with fresh
@@ -39,9 +40,9 @@ from metarl.collect import worlds_for_budget
 from metarl.evaluation import evaluate_adaptation
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.memory import SavedBytes
+from metarl.metrics import rollout_metrics, step_metrics
 from metarl.noise import EVALUATION, TRAINING
 from metarl.ops import surrogate
-from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
 from metarl.ops.tree import add_all, all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
@@ -307,9 +308,9 @@ class MAMLTRPO:
         self.skipped_updates = 0
         self._device = device
         self._chunks = TaskChunks(config.chunk_size, num_threads)
-        episodes = config.episodes_per_task
-        if config.steps_per_task:
-            episodes = max(episodes, worlds_for_budget(config.steps_per_task, family.horizon))
+        budget, episodes = config.steps_per_task, config.episodes_per_task
+        if budget:
+            episodes = worlds_for_budget(budget, family.horizon)
         self._env = family.batch(self._tasks(), episodes, device)
 
     @staticmethod
@@ -371,7 +372,7 @@ class MAMLTRPO:
         if metrics["nonfinite_steps"] == 0:
             batch = MetaBatch.of(data, config.fvp_fraction)
             step, gradient_norm = update(self.policy, self.params, batch, config, self._chunks)
-            if math.isfinite(gradient_norm) and all_finite(step.params):
+            if math.isfinite(gradient_norm) and math.isfinite(step.cg_residual) and all_finite(step.params):
                 self.params = step.params
             else:
                 step = None
@@ -406,29 +407,3 @@ class MAMLTRPO:
         self.iteration = state["iteration"]
         self.env_steps = state["env_steps"]
         self.skipped_updates = state["skipped_updates"]
-
-
-def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]:
-    """Mean return, entropy and standard deviation before each inner step and after the last."""
-    metrics = {}
-    for k, rollout in enumerate(data.rollouts):
-        metrics[f"return/step_{k}"] = float(rollout.mean_return().mean())
-        entropy = policy.distribution.entropy(rollout.dist_params)
-        metrics[f"entropy/step_{k}"] = float(masked_mean(entropy, rollout.valid).mean())
-        if isinstance(rollout.dist_params, Gaussian):
-            std = rollout.dist_params.log_std.exp().mean(-1)
-            metrics[f"std/step_{k}"] = float(masked_mean(std, rollout.valid).mean())
-    return metrics | {"nonfinite_steps": float(data.num_nonfinite())}
-
-
-def step_metrics(step: TrustRegionStep | None) -> dict[str, float]:
-    """What the trust-region step did; zeros for an update that was skipped."""
-    return {
-        "kl": step.kl if step else 0.0,
-        "expected_gain": step.expected_gain if step else 0.0,
-        "actual_gain": step.actual_gain if step else 0.0,
-        "line_search/accepted": float(step.accepted) if step else 0.0,
-        "line_search/fraction": step.step_fraction if step else 0.0,
-        "line_search/evaluations": float(step.line_search_steps) if step else 0.0,
-        "cg_residual": step.cg_residual if step else 0.0,
-    }

@@ -24,7 +24,7 @@ class ConjugateGradientResult(NamedTuple):
     Attributes:
         solution: `[n]`.
         residual: b - A x by the recurrence, `[n]`.
-        relative_residual: ||b - A x|| / ||b||; 0 for b = 0.
+        relative_residual: ||b - A x|| / ||b||; 0 for b = 0, not finite where a product was not.
         iterations: Products that were needed.
     """
 
@@ -60,6 +60,8 @@ def conjugate_gradient(
         curvature = torch.dot(direction, image)
         iterations += 1
         if not float(curvature) > 0:
+            # A product that is not finite must not pass for one without curvature: the residual tells.
+            squared = squared if math.isfinite(float(curvature)) else curvature
             break
         step = squared / curvature
         solution = solution + step * direction

@@ -1,0 +1,35 @@
+"""What one iteration reports, by the names that docs/maml-trpo.md explains."""
+
+from __future__ import annotations
+
+from metarl.ops.gaussian import Gaussian
+from metarl.ops.masked import masked_mean
+from metarl.ops.trust_region import TrustRegionStep
+from metarl.rollout_adaptation import RolloutAdaptation
+from metarl.types import Policy
+
+
+def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]:
+    """Mean return, entropy and standard deviation before each inner step and after the last."""
+    metrics = {}
+    for k, rollout in enumerate(data.rollouts):
+        metrics[f"return/step_{k}"] = float(rollout.mean_return().mean())
+        entropy = policy.distribution.entropy(rollout.dist_params)
+        metrics[f"entropy/step_{k}"] = float(masked_mean(entropy, rollout.valid).mean())
+        if isinstance(rollout.dist_params, Gaussian):
+            std = rollout.dist_params.log_std.exp().mean(-1)
+            metrics[f"std/step_{k}"] = float(masked_mean(std, rollout.valid).mean())
+    return metrics | {"nonfinite_steps": float(data.num_nonfinite())}
+
+
+def step_metrics(step: TrustRegionStep | None) -> dict[str, float]:
+    """What the trust-region step did; zeros for an update that was skipped."""
+    return {
+        "kl": step.kl if step else 0.0,
+        "expected_gain": step.expected_gain if step else 0.0,
+        "actual_gain": step.actual_gain if step else 0.0,
+        "line_search/accepted": float(step.accepted) if step else 0.0,
+        "line_search/fraction": step.step_fraction if step else 0.0,
+        "line_search/evaluations": float(step.line_search_steps) if step else 0.0,
+        "cg_residual": step.cg_residual if step else 0.0,
+    }
