@@ -1,15 +1,21 @@
 # Two commands from a fresh clone: `make demo` and `make test`. Both can be run again at any time.
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes torch's CPU build (no CUDA download)
-#   make demo PYTHON=python3.12                                   uses that interpreter
+#   make demo PYTHON=python3.12                                   makes .venv with that interpreter
 
-TORCH_INDEX ?=
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Where torch came from is remembered in .venv: naming it once is enough, and naming another reinstalls torch.
+CHOSEN := $(VENV)/.torch-index
+ifeq ($(origin TORCH_INDEX),undefined)
+TORCH_INDEX := $(shell cat $(CHOSEN) 2>/dev/null)
+endif
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(NEW_ENOUGH) && echo $$p && break; done)
 # A change of what is to be installed, or of where torch comes from, runs the installation again.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell \
 	printf %s '$(TORCH_INDEX)' | cksum | cut -d' ' -f1)
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install -q --disable-pip-version-check -c constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: setup demo test test-slow lint clean
@@ -17,14 +23,20 @@ RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 setup: $(STAMP)
 
+# What an interruption leaves behind is finished or replaced by the next call: an environment without pip is made anew,
+# and no stamp is left while packages change.
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "error: metarl needs Python 3.11 or later, and none was found; install it, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv module (Debian and Ubuntu: apt-get install python3-venv) and run make again"; exit 2; }
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "error: PYTHON=$(PYTHON) does not run Python 3.11 or later, which metarl needs; name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' >/dev/null 2>&1 || { echo "error: $(PYTHON) cannot make virtual environments; install its venv module (Debian and Ubuntu: apt-get install python3-venv) and run make again"; exit 2; }
 	@echo "Setting up $(VENV) (once; torch is a large download) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q --disable-pip-version-check --force-reinstall --no-deps -c constraints.txt --index-url "$(TORCH_INDEX)" torch; fi
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $(VENV)/.installed-*
+	@if [ "$(TORCH_INDEX)" != "$$(cat $(CHOSEN) 2>/dev/null)" ]; then again=--force-reinstall; else again=; fi; \
+	if [ -n "$(TORCH_INDEX)" ]; then $(INSTALL) $$again --no-deps --index-url "$(TORCH_INDEX)" torch; \
+	elif [ -n "$$again" ]; then $(INSTALL) $$again --no-deps torch; fi
+	@printf %s '$(TORCH_INDEX)' >$(CHOSEN)
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
