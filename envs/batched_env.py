@@ -60,7 +60,7 @@ class BatchedEnv:
         self.device = device
         self.horizon = family.horizon
         if num_threads is None:
-            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            num_threads = available_cores()
         num_lanes = tasks.shape[0] * episodes_per_task
         self.simulator = family.problem.make_simulator(num_lanes, device, backend, num_threads)
         self._options = {"device": device, "dtype": self.simulator.dtype}
@@ -81,7 +81,7 @@ class BatchedEnv:
         self._observation: Tensor | None = None
 
     def set_tasks(self, tasks: Tensor) -> None:
-        """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset before the next step."""
+        """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset all of them before the next step."""
         _check_tasks(self.family, tasks, self.num_tasks)
         self.tasks = tasks.to(**self._options)
         self._lane_task = self.tasks.repeat_interleave(self.episodes_per_task, dim=0)
@@ -101,6 +101,10 @@ class BatchedEnv:
             seed: One seed per task, or one integer from which task i's seed is derived. All of a task's initial
                 states come from its own stream, so that they do not depend on the other tasks present.
             lanes: Boolean `[task, episode]`: reset only these. None resets all.
+
+        Raises:
+            ValueError: If only some are to be reset where the others have no state under the current tasks: before
+                the first reset of all, and after `set_tasks`.
         """
         task_seeds = derive_task_seeds(seed, self.num_tasks)
         draws = []
@@ -112,6 +116,8 @@ class BatchedEnv:
 
     def reset_to(self, initial: State, lanes: Tensor | None = None) -> Tensor:
         """Starts episodes in given states (every entry `[lane, ...]`); otherwise as `reset`."""
+        if lanes is not None and self._state is None and not bool(lanes.all()):
+            raise ValueError("reset(lanes=...) of some episodes needs one of all first, here and after set_tasks().")
         flat = None if lanes is None else lanes.reshape(-1)
         started = torch.ones_like(self._terminated) if flat is None else flat
         self._elapsed.masked_fill_(started, 0)
@@ -190,8 +196,16 @@ def _check_tasks(family: TaskFamily, tasks: Tensor, num_tasks: int | None) -> No
         raise ValueError(f"tasks for {family.spec.id} hold a number that is not finite.")
 
 
+def available_cores() -> int:
+    """Cores this process may use. `metarl.parallel` has its own copy: the packages do not import one another."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def derive_task_seeds(seed: int | Sequence[int], num_tasks: int) -> list[int]:
-    """One 63-bit noise seed per task: `seed` itself where it is a sequence, else derived from (seed, task index)."""
+    """One 63-bit noise seed per task: `seed` itself where it is a sequence, else derived from (seed, task index).
+
+    torch's CPU generator keeps the low 32 bits of a seed. Different seeds may therefore, rarely, give equal streams.
+    """
     if not isinstance(seed, int | np.integer):
         seeds = [int(s) for s in seed]
         if len(seeds) != num_tasks:

@@ -72,7 +72,7 @@ def evaluate_adaptation(
         episodes_per_task: Episodes per task and step.
         steps_per_task: Budget of time steps per task and step instead.
         device: Where it runs.
-        chunks: How inner gradients are split over threads.
+        chunks: How inner gradients are split over threads; environments take as many. None takes the available cores.
 
     Returns:
         The curve, and everything recorded on the way.
@@ -80,7 +80,7 @@ def evaluate_adaptation(
     if steps_per_task is not None:
         episodes_per_task = worlds_for_budget(steps_per_task, family.horizon)
     data = adapt_on_rollouts(
-        family.batch(tasks, episodes_per_task, device),
+        family.batch(tasks, episodes_per_task, device, num_threads=chunks.num_threads if chunks else None),
         policy,
         params,
         loss,

@@ -1,4 +1,10 @@
-"""Random streams: everything random in a run is a function of (seed, iteration, phase, task)."""
+"""Random streams: everything random in a run is a function of (seed, iteration, phase, task).
+
+No two streams have the same key, and a coincidence among the 63-bit seeds made of the keys is out of the question
+(5e-10 for a long run of 1e5 streams). torch's CPU generator, though, keeps only the low 32 bits of a seed, so that
+about one pair of those 1e5 streams holds the same numbers by chance. As the two belong to different iterations, phases
+or tasks, this does no harm.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,13 @@ from torch import Tensor
 from metarl.types import Distribution
 
 TRAINING, VALIDATION, EVALUATION = range(3)
-"""First key of every stream: what the numbers are used for. No two uses share a stream."""
+"""First key of every stream: what the numbers are used for. No two uses share a key."""
 
 
 def task_seeds(key: Sequence[int], num_tasks: int, start: int = 0) -> list[int]:
     """One 63-bit seed per task from a key such as (purpose, seed, iteration, phase).
+
+    The module's docstring says how much of it torch's CPU generator keeps.
 
     Args:
         key: Non-negative integers.

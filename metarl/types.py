@@ -180,4 +180,11 @@ class TaskFamily(Protocol):
 
     def published_tasks(self) -> Tensor | None: ...
 
-    def batch(self, tasks: Tensor, episodes_per_task: int, device: str | torch.device = "cpu") -> BatchedEnv: ...
+    def batch(
+        self,
+        tasks: Tensor,
+        episodes_per_task: int,
+        device: str | torch.device = "cpu",
+        *,
+        num_threads: int | None = None,
+    ) -> BatchedEnv: ...

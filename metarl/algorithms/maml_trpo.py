@@ -289,7 +289,7 @@ class MAMLTRPO:
         config: Settings.
         seed: Seed of tasks and noise.
         device: Where environments and parameters live.
-        num_threads: Worker threads; None takes the available cores.
+        num_threads: Threads of environments and update; None takes the available cores.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class MAMLTRPO:
         budget, episodes = config.steps_per_task, config.episodes_per_task
         if budget:
             episodes = worlds_for_budget(budget, family.horizon)
-        self._env = family.batch(self._tasks(), episodes, device)
+        self._env = family.batch(self._tasks(), episodes, device, num_threads=num_threads)
 
     @staticmethod
     def for_family(family: TaskFamily, config: MAMLTRPOConfig | None = None, seed: int = 0) -> MAMLTRPO:

@@ -4,9 +4,12 @@ import threading
 
 import pytest
 import torch
+from toys import OneStepFamily
 
+from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig
 from metarl.memory import SavedBytes
 from metarl.parallel import TaskChunks, num_cores, one_intra_op_thread
+from metarl.policies import GaussianMLPPolicy
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
@@ -66,3 +69,20 @@ def test_saved_bytes_counts_each_storage_once():
         (x.detach() + 1).sum()
     assert nothing.total == 0
     torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], 2 * (2 * x).exp().detach())
+
+
+def test_a_number_of_threads_reaches_every_batch():
+    asked = []
+
+    class Family(OneStepFamily):
+        def batch(self, tasks, episodes_per_task, device="cpu", *, num_threads=None):
+            asked.append(num_threads)
+            return super().batch(tasks, episodes_per_task, device)
+
+    family = Family(1, (-1.0, 1.0), lambda actions, tasks: -actions.squeeze(-1).square())
+    for num_threads, expected in ((3, 3), (None, num_cores())):
+        config = MAMLTRPOConfig(meta_batch_size=2, episodes_per_task=2)
+        learner = MAMLTRPO(family, GaussianMLPPolicy(1, 1, ()), config, num_threads=num_threads)
+        learner.adapt(torch.zeros(1), episodes=2)
+        assert asked == [num_threads, expected]
+        asked.clear()

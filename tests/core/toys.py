@@ -98,7 +98,7 @@ class PointFamily:
     def published_tasks(self):
         return None
 
-    def batch(self, tasks, episodes_per_task, device="cpu"):
+    def batch(self, tasks, episodes_per_task, device="cpu", *, num_threads=None):
         return PointEnv(tasks, episodes_per_task, self.horizon, **self.env)
 
 
@@ -135,7 +135,7 @@ class OneStepFamily:
     def published_tasks(self):
         return self.sample_tasks(len(self.values))
 
-    def batch(self, tasks, episodes_per_task, device="cpu"):
+    def batch(self, tasks, episodes_per_task, device="cpu", *, num_threads=None):
         return OneStepEnv(tasks, episodes_per_task, self.reward)
 
 
