@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
+# Not `gymnasium.register`: versions that load plugins do so before their own package is complete.
+from gymnasium.envs import registration
 
 from envs.presets import FAMILIES
 
@@ -15,17 +16,23 @@ if TYPE_CHECKING:
     from envs.family import TaskFamily as TaskFamily
     from envs.registry import make as make
 
-__all__ = ["TaskFamily", "make"]
+__all__ = ["TaskFamily", "make", "register_envs"]
 
-for _name, _entry in FAMILIES.items():
-    if _entry.gym_id not in gymnasium.registry:
-        # No max_episode_steps: the horizon belongs to the variant, and the environments truncate themselves.
-        gymnasium.register(
-            _entry.gym_id,
-            entry_point="envs.gym_adapter:FamilyEnv",
-            vector_entry_point="envs.gym_adapter:FamilyVectorEnv",
-            kwargs={"family": _name},
-        )
+
+def register_envs() -> None:
+    """Registers the Gymnasium ids that are not registered yet; importing this package has done it."""
+    for name, entry in FAMILIES.items():
+        if entry.gym_id not in registration.registry:
+            # No max_episode_steps: the horizon belongs to the variant, and the environments truncate themselves.
+            registration.register(
+                entry.gym_id,
+                entry_point="envs.gym_adapter:FamilyEnv",
+                vector_entry_point="envs.gym_adapter:FamilyVectorEnv",
+                kwargs={"family": name},
+            )
+
+
+register_envs()
 
 
 def __getattr__(name: str) -> Any:

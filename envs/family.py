@@ -23,6 +23,8 @@ from envs.presets import PublishedCurve
 
 Split = Literal["train", "test"]
 Backend = Literal["auto", "torch", "mujoco", "warp"]
+"""What advances the worlds. "warp" names the place of MuJoCo on a GPU; no family has it yet, and all refuse it."""
+
 State = Mapping[str, Tensor]
 """Batched state of many worlds: name -> `[lane, ...]`; float64 on the CPU, float32 on a GPU."""
 
@@ -34,7 +36,6 @@ class FamilySpec:
     Attributes:
         name: Family name, e.g. "halfcheetah-vel".
         variant: Preset name, e.g. "maml2017"; "plain" is the recommended modern variant.
-        summary: One line for `--list`.
         observation_labels: One label (with its unit) per observation dimension, without the task.
         action_labels: One label per action dimension.
         action_low: Lower end of the environment's own action range, per dimension.
@@ -49,7 +50,6 @@ class FamilySpec:
 
     name: str
     variant: str
-    summary: str
     observation_labels: tuple[str, ...]
     action_labels: tuple[str, ...]
     action_low: tuple[float, ...]
@@ -112,7 +112,7 @@ class Simulator(Protocol):
 class Renderer(Protocol):
     """Draws one world of a family."""
 
-    def render(self, state: State, lane: int, task: Tensor, trail: Tensor | None = None) -> np.ndarray:
+    def render(self, state: State, lane: int, task: Tensor) -> np.ndarray:
         """Returns an RGB image `[height, width, 3]` uint8 of world `lane` under `task [task_dim]`."""
         ...
 

@@ -3,7 +3,8 @@
 Dynamics: x' = x + a, a in [-0.1, 0.1]^2 per step, start at the origin. Reward: -||x' - g||_2 after the move (the
 paper says squared distance; its code, and its published returns, use the distance). Task: goal g ~ U(-0.5, 0.5)^2.
 Terminates when both coordinates are within 0.01 of the goal. Observation: x alone. Horizon: 100 steps.
-Optimal return: going straight at the goal costs the sum of the remaining distances, about -1 on average.
+Optimal return: -0.51 on average over goals (-0.54 on the 40 published ones), with every coordinate going at its goal by
+0.1 per step: each step then leaves the smallest distance possible.
 
 Matches the original implementation (`@maml2017`, also the plain name): its action wrapper maps [-1, 1] onto
 [-0.1, 0.1] and clips.
@@ -67,7 +68,6 @@ class Navigation2D:
         self.spec = FamilySpec(
             name="navigation-2d",
             variant=config.variant,
-            summary="A point in the plane finds an unseen goal in the square around it.",
             observation_labels=("x", "y"),
             action_labels=("dx", "dy"),
             action_low=(-config.max_step,) * 2,
@@ -113,19 +113,17 @@ class Navigation2D:
 
 @final
 class NavigationRenderer:
-    """Draws the arena from above: start, goal, the point and, where given, the path so far."""
+    """Draws the arena from above: start, goal and the point."""
 
     def __init__(self, goal_range: float, width: int, height: int) -> None:
         self._width, self._height = width, height
         self._half_view = 1.4 * goal_range
 
-    def render(self, state: State, lane: int, task: Tensor, trail: Tensor | None = None) -> np.ndarray:
+    def render(self, state: State, lane: int, task: Tensor) -> np.ndarray:
         from PIL import Image, ImageDraw
 
         image = Image.new("RGB", (self._width, self._height), (255, 255, 255))
         draw = ImageDraw.Draw(image)
-        if trail is not None and len(trail) > 1:
-            draw.line([self._pixel(point) for point in trail], fill=(90, 140, 220), width=2)
         self._disc(draw, torch.zeros(2), 4, (160, 160, 160))
         self._disc(draw, task, 8, (220, 50, 47))
         self._disc(draw, state["position"][lane], 6, (38, 90, 190))

@@ -45,14 +45,25 @@ def make(name: str, *, observe_task: bool = False) -> TaskFamily:
     return TaskFamily(getattr(module, entry.problem)(config), observe_task=observe_task)
 
 
+def names() -> list[str]:
+    """`family@variant` for every preset; the default variant first in its family."""
+    return [
+        f"{family}@{variant}"
+        for family, entry in FAMILIES.items()
+        for variant in sorted(entry.variants, key=lambda variant: variant != entry.default_variant)
+    ]
+
+
 def describe() -> list[tuple[str, str]]:
-    """(`family@variant`, one line) for every preset, for `--list`; the default variant first in its family."""
+    """(name, one line) for `--list`: every family, and indented under it its variants as `family@variant`."""
     rows = []
-    for family, entry in FAMILIES.items():
-        ordered = sorted(entry.variants, key=lambda variant: variant != entry.default_variant)
-        for variant in ordered:
-            plain = f" (plain `{family}`)" if variant == entry.default_variant else ""
-            rows.append((f"{family}@{variant}", entry.variants[variant][0] + plain))
+    for name in names():
+        family, variant = name.split("@")
+        entry = FAMILIES[family]
+        plain = variant == entry.default_variant
+        if plain:
+            rows.append((family, entry.summary))
+        rows.append((f"  {name}", entry.variants[variant][0] + (f" (plain `{family}`)" if plain else "")))
     return rows
 
 

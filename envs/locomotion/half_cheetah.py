@@ -106,7 +106,6 @@ class HalfCheetahVelocity:
         self.spec = FamilySpec(
             name="halfcheetah-vel",
             variant=config.variant,
-            summary="A planar runner finds out at which velocity it is rewarded for running.",
             observation_labels=(
                 *(f"{joint} ({unit})" for joint, unit in zip(_JOINTS[1:], _UNITS[1:], strict=True)),
                 *(f"{joint} velocity ({unit}/s)" for joint, unit in zip(_JOINTS, _UNITS, strict=True)),

@@ -47,7 +47,7 @@ class MujocoRenderer:
         for effect in _SLOW_EFFECTS:
             self._renderer.scene.flags[effect] = 0
 
-    def render(self, state: State, lane: int, task: Tensor, trail: Tensor | None = None) -> np.ndarray:
+    def render(self, state: State, lane: int, task: Tensor) -> np.ndarray:
         self._data.qpos[:] = state["qpos"][lane].cpu().numpy()
         mujoco.mj_forward(self._model, self._data)
         self._renderer.update_scene(self._data, camera=self._camera)

@@ -12,7 +12,7 @@ import envs
 from envs import registry
 from envs.family import TaskFamily
 
-ALL_VARIANTS = [name for name, _ in registry.describe()]
+ALL_VARIANTS = registry.names()
 PHYSICS = "halfcheetah-vel"
 TASKS, EPISODES = 3, 2
 
@@ -244,6 +244,14 @@ def test_bad_input_is_refused_in_one_sentence(family: TaskFamily) -> None:
     env.set_tasks(tasks + 0.5)
     with pytest.raises(RuntimeError, match="call reset"):
         env.step(random_actions(family, 1)[0])
+    some, everything = (torch.full((TASKS, EPISODES), True) for _ in range(2))
+    some[0, 0] = False
+    for unstarted in (env, family.batch(tasks, EPISODES)):
+        with pytest.raises(ValueError, match="needs one of all first"):
+            unstarted.reset(0, some)
+        unstarted.reset(0, everything)
+        unstarted.reset(0, some)
+        unstarted.step(random_actions(family, 1)[0])
     with pytest.raises(ValueError, match="tasks has shape"):
         env.set_tasks(tasks[:2])
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import gymnasium
+
 import envs
+from envs import registry
+from envs.presets import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +43,26 @@ heavy = sorted({"torch", "mujoco"} & set(sys.modules))
 print(heavy)
 """
     assert run(program, tmp_path) == "[]\n"
+
+
+def test_the_plugin_entry_point_is_a_function_that_can_run_again() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["gymnasium.envs"]
+    (name, value), *_ = declared.items()
+    entry = EntryPoint(name, value, "gymnasium.envs")
+    assert entry.attr, "Gymnasium's plugin loader refuses a module"
+    before = dict(gymnasium.registry)
+    entry.load()()
+    assert gymnasium.registry == before
+
+
+def test_the_listing_names_every_family_with_its_variants_under_it() -> None:
+    rows = registry.describe()
+    for family, entry in FAMILIES.items():
+        at = rows.index((family, entry.summary))
+        following = [name.strip() for name, _ in rows[at + 1 : at + 1 + len(entry.variants)]]
+        assert following[0] == f"{family}@{entry.default_variant}"
+        assert set(following) == {f"{family}@{variant}" for variant in entry.variants}
+    assert [name.strip() for name, _ in rows if "@" in name] == registry.names()
 
 
 def test_a_family_without_physics_loads_no_mujoco(tmp_path: Path) -> None:

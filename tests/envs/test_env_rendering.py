@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import envs
 from envs.gym_adapter import FamilyEnv
@@ -105,9 +104,6 @@ def test_navigation_is_drawn() -> None:
     after = env.render()
     assert after is not None
     assert tuple(after[100, 114]) == (38, 90, 190)
-    renderer = env.family.problem.make_renderer(200, 200)
-    trail = torch.tensor([[0.0, 0.0], [-0.5, -0.5]])
-    assert (renderer.render(env._batch.state, 0, env._batch.tasks[0], trail) != after).any()
     assert FamilyEnv("navigation-2d").render() is None
 
 

@@ -15,7 +15,7 @@ from envs import registry
 from envs.gym_adapter import FamilyEnv, FamilyVectorEnv
 from envs.presets import FAMILIES
 
-ALL_VARIANTS = [name for name, _ in registry.describe()]
+ALL_VARIANTS = registry.names()
 CHEETAH, NAVIGATION = "metarl/HalfCheetahVel-v0", "metarl/Navigation2D-v0"
 
 # What `check_env` recommends, and says of Gymnasium's own MuJoCo environments too: bounded observations, and actions
