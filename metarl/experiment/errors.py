@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -25,18 +26,29 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main(*args, **kwargs)
+            try:
+                main(*args, **kwargs)
+            finally:
+                # Here, where a reader that has gone away is still an exception we see, and not one at shutdown.
+                sys.stdout.flush()
         except UserError as error:
             sys.exit(_fail(str(error)))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except BrokenPipeError:
+            # `--help | head`: the reader has what it wanted. 128 + SIGPIPE is how other programs end then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         except OSError as error:
-            if error.errno not in _EXPLAINED:
-                raise
             sys.exit(_fail(describe_os_error(error)))
 
     return wrapped
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _fail(message: str) -> int:
@@ -55,11 +67,15 @@ _EXPLAINED = {
     errno.EISDIR: "that is a directory, not a file",
     errno.EEXIST: "a file of that name is in the way",
     errno.ENOENT: "there is no such file or directory",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ENOLCK: "this file system cannot lock files, which keeps two trainings apart; choose a place on another one",
+    errno.EMFILE: "too many files are open in this process; raise the limit (ulimit -n) and run the command again",
     errno.EIO: "the disk reported an error",
 }
 
 
 def describe_os_error(error: OSError) -> str:
     """One sentence for a failing file operation, with the path."""
-    what = _EXPLAINED.get(error.errno or 0, error.strerror or str(error))
+    what = _EXPLAINED.get(error.errno or 0) or error.strerror or one_line(error)
     return f"{error.filename}: {what}." if error.filename else f"{what[0].upper()}{what[1:]}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -31,6 +32,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync_directory(path.parent)
     except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -39,6 +41,31 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
             # The person asked for `path`; the temporary name would only puzzle.
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def _sync_directory(path: Path) -> None:
+    """Brings a rename onto the disk, on file systems that can say so."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure, before long work, that its result can be written to `path`.
+
+    Raises:
+        OSError: If it cannot, naming `path`.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _umask() -> int:
