@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -39,7 +42,7 @@ class ValidationConfig:
     """How the best checkpoint is chosen: adaptation on a fixed draw of TRAINING tasks, never on test tasks.
 
     Attributes:
-        every: Iterations between validations (0: never; then `best` is the last).
+        every: Iterations between validations, and after the last one (0: never; then `best` is the last).
         num_tasks: Tasks in the draw.
         steps: Inner steps; the score is the mean return over steps 1 to `steps`.
     """
@@ -56,15 +59,15 @@ class TrainConfig:
     Attributes:
         algorithm: Learner.
         family: Task family, `family` or `family@variant`.
-        iterations: Iterations in all (a resumed run continues up to it).
+        iterations: Iterations in all; a resumed run continues up to it.
         seed: Seed of the initial policy, of tasks and of noise.
-        device: Where environments and the policy live.
+        device: Where environments and the policy live (cuda is not part of this version).
         observe_task: Show the policy its task: the oracle.
         num_threads: Worker threads of the update; 0 takes the cores this process may use.
         keep_every: Iterations between checkpoints that are kept (checkpoints/iteration_N.pt); last.pt is written
             after every iteration.
         policy: The policy network.
-        validation: How the best checkpoint is chosen.
+        validation: How the best checkpoint is chosen (a run extended later also validated at its former end).
         learner: The learner's own settings.
     """
 
@@ -120,7 +123,7 @@ def from_json(data: Any, path: Path) -> TrainConfig:
     """Rebuilds a config; `path` is named in the error where it does not fit.
 
     Raises:
-        UserError: If a field is missing, unknown or of the wrong type.
+        UserError: If a field is missing, unknown, of the wrong type or out of range.
     """
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a run configuration: it holds a {type(data).__name__}.")
@@ -129,7 +132,7 @@ def from_json(data: Any, path: Path) -> TrainConfig:
     for name, kind in nested.items():
         values[name] = _typed(kind, values.get(name), f"{path}, under {name}")
     config = _typed(TrainConfig, values, str(path))
-    check(config)
+    check(config, path)
     return config
 
 
@@ -137,85 +140,106 @@ T = TypeVar("T")
 
 
 def _typed(kind: type[T], values: Any, where: str) -> T:
-    """Builds a dataclass from JSON values, each of the type of its field's default."""
-    default = kind()
-    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}  # type: ignore[arg-type]
+    """Builds a dataclass from JSON values, each of the type its field says."""
+    fields = typing.get_type_hints(kind)
     if not isinstance(values, dict) or set(values) != set(fields):
         wrong = ", ".join(sorted(set(values) ^ set(fields))) if isinstance(values, dict) else "all of them"
         raise UserError(f"{where}: these fields are missing or unknown to this version of metarl: {wrong}.")
-    converted = {}
-    for name, value in values.items():
-        wanted = type(fields[name])
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if wanted is tuple and isinstance(value, list) and all(type(item) in (int, float) for item in value):
-            value = tuple(value)
-        if type(value) is not wanted:
-            raise UserError(f"{where}: {name} is {value!r}; it must be of type {wanted.__name__}.")
-        converted[name] = value
-    return kind(**converted)
+    return kind(**{name: _value(values[name], fields[name], f"{where}: {name}") for name in fields})
 
 
-def check(config: TrainConfig) -> None:
+def _value(value: Any, wanted: Any, where: str) -> Any:
+    """A JSON value as type `wanted`: a class, a `Literal`, or a tuple of any length."""
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        if value not in inner:
+            raise UserError(f"{where} is {value!r}; it must be {' or '.join(map(str, inner))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {value!r}; it must be a list.")
+        return tuple(_value(item, inner[0], f"{where}, an item,") for item in value)
+    if wanted is float and type(value) is int and abs(value) < 2**63:
+        return float(value)
+    if type(value) is not wanted:
+        raise UserError(f"{where} is {value!r}; it must be of type {wanted.__name__}.")
+    return value
+
+
+def check(config: TrainConfig, source: Path | None = None) -> None:
     """Refuses values that make no sense.
+
+    Args:
+        config: The settings.
+        source: The file they stand in; None for the command line.
 
     Raises:
         UserError: Naming the first field that is out of range and what would be right.
     """
-    learner, policy = config.learner, config.policy
-    positive = {
-        "iterations": config.iterations,
-        "keep-every": config.keep_every,
-        "meta-batch-size": learner.meta_batch_size,
-        "episodes-per-task": learner.episodes_per_task,
-        "cg-iters": learner.cg_iters,
-        "chunk-size": learner.chunk_size,
-        "line-search-steps": learner.line_search_steps,
-        "memory-budget-mb": learner.memory_budget_mb,
-        "max-kl": learner.max_kl,
-        "inner-lr": learner.inner_lr,
-        "min-std": policy.min_std,
-        "later-lr-factor": learner.later_lr_factor,
-        "validation.num-tasks": config.validation.num_tasks,
-        "validation.steps": config.validation.steps,
-        "hidden-sizes": min(policy.hidden_sizes, default=1),
+
+    def label(field: str) -> str:
+        """`learner.inner_lr` as the person knows it: where it stands in the file, or the flag."""
+        if source is not None:
+            return f"{source}: {field}"
+        return "--" + field.removeprefix("learner.").removeprefix("policy.").replace("_", "-")
+
+    learner, policy, infinity = config.learner, config.policy, float("inf")
+    rules: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+        "positive": (
+            lambda x: 0 < x < infinity,
+            (
+                *("iterations", "keep_every", "policy.min_std", "validation.num_tasks", "validation.steps"),
+                *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters", "learner.chunk_size"),
+                *("learner.line_search_steps", "learner.memory_budget_mb", "learner.max_kl", "learner.inner_lr"),
+                "learner.later_lr_factor",
+            ),
+        ),
+        "zero or more": (
+            lambda x: 0 <= x < infinity,
+            (
+                *("num_threads", "validation.every", "learner.steps_per_task", "learner.num_inner_steps"),
+                *("learner.cg_damping", "learner.cg_tolerance"),
+            ),
+        ),
+        "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
+        "above 0 and at most 1": (
+            lambda x: 0 < x <= 1,
+            ("learner.gamma", "learner.fvp_fraction", "learner.line_search_decay"),
+        ),
+        "between 0 and 1": (lambda x: 0 <= x <= 1, ("learner.gae_lambda",)),
     }
-    not_negative = {
-        "seed": config.seed,
-        "num-threads": config.num_threads,
-        "steps-per-task": learner.steps_per_task,
-        "num-inner-steps": learner.num_inner_steps,
-        "cg-damping": learner.cg_damping,
-        "cg-tolerance": learner.cg_tolerance,
-        "validation.every": config.validation.every,
-    }
-    share = {
-        "gamma": learner.gamma,
-        "fvp-fraction": learner.fvp_fraction,
-        "line-search-decay": learner.line_search_decay,
-    }
-    for values, good, rule in (
-        (positive, lambda x: 0 < x < float("inf"), "positive"),
-        (not_negative, lambda x: 0 <= x < float("inf"), "zero or more"),
-        (share, lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        ({"gae-lambda": learner.gae_lambda}, lambda x: 0 <= x <= 1, "between 0 and 1"),
-    ):
-        for name, value in values.items():
+    for rule, (good, names) in rules.items():
+        for name in names:
+            value = operator.attrgetter(name)(config)
             if not good(value):
-                raise UserError(f"--{name} is {value}; it must be {rule}.")
+                raise UserError(f"{label(name)} is {value}; it must be {rule}.")
+    if min(policy.hidden_sizes, default=1) < 1:
+        sizes = " ".join(map(str, policy.hidden_sizes))
+        raise UserError(f"{label('policy.hidden_sizes')} is {sizes}; each must be positive.")
     weights = learner.step_weights
-    if weights and (len(weights) != learner.num_inner_steps or min(weights) < 0 or not 0 < sum(weights) < float("inf")):
+    if weights and (
+        len(weights) != learner.num_inner_steps
+        or not all(0 <= weight < infinity for weight in weights)
+        or not 0 < sum(weights) < infinity
+    ):
         raise UserError(
-            f"--step-weights is {' '.join(map(str, weights))}; it must hold --num-inner-steps "
+            f"{label('learner.step_weights')} is {' '.join(map(str, weights))}; it must hold "
+            f"{'num_inner_steps' if source else '--num-inner-steps'} "
             f"({learner.num_inner_steps}) numbers, none negative and not all zero."
         )
-    if policy.init_std < policy.min_std:
-        raise UserError(f"--init-std is {policy.init_std}; it must be at least --min-std ({policy.min_std}).")
-    for name, value, known in (
-        ("activation", policy.activation, ("relu", "tanh")),
-        ("device", config.device, ("cpu", "cuda")),
-    ):
-        if value not in known:
-            raise UserError(f"--{name} is {value!r}; it must be {' or '.join(known)}.")
+    if not policy.min_std <= policy.init_std < infinity:
+        least = "min_std" if source else "--min-std"
+        raise UserError(
+            f"{label('policy.init_std')} is {policy.init_std}; it must be a number and at least {least} "
+            f"({policy.min_std})."
+        )
+    if policy.activation not in ("relu", "tanh"):
+        raise UserError(f"{label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")
+    if config.device != "cpu":
+        what = f"{label('device')} is {config.device}" if source else f"--device {config.device}"
+        raise UserError(
+            f"{what}: GPU rollouts are not part of this version; use {'cpu' if source else '--device cpu'}."
+        )
     if config.algorithm not in ALGORITHMS:
-        raise UserError(f"Unknown algorithm {config.algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
+        prefix = f"{source}: unknown" if source else "Unknown"
+        raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
