@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Literal
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+# Until main runs there is nothing to save, and an exception in the middle of somebody's import would be a traceback.
+_started_here = str(getattr(sys.modules["__main__"], "__file__", "")).startswith(str(Path(__file__).parent))
+if _started_here and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # A script's own directory is the first entry of sys.path; `envs` and `metarl` must be this checkout's, also where
 # the package is not installed.
 sys.path.insert(0, str(REPOSITORY))
 
-from metarl.experiment.errors import UserError  # noqa: E402
+from metarl.experiment.errors import UserError, one_line  # noqa: E402
 
 
 def prepare_display() -> None:
@@ -22,8 +35,24 @@ def prepare_display() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
 
 
+def command(script: str, *arguments: object) -> str:
+    """A command line for another script of this directory that works as it stands where the user is now."""
+
+    def here(path: str) -> str:
+        inside = os.path.relpath(path)
+        return path if inside.startswith(os.pardir) else inside
+
+    parts = [here(sys.executable) if sys.executable else "python", here(str(Path(__file__).parent / script))]
+    return shlex.join([*parts, *map(str, arguments)])
+
+
 def handle_list(arguments: list[str]) -> None:
-    """Prints families, variants and algorithms and leaves, if `--list` is among the arguments."""
+    """Prints families, variants and algorithms and leaves, if `--list` is among the arguments.
+
+    Every script calls it first: from here on Ctrl-C is an exception, which `reports_errors` handles.
+    """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--list" not in arguments:
         return
     from envs.registry import describe
@@ -38,8 +67,12 @@ def handle_list(arguments: list[str]) -> None:
     raise SystemExit(0)
 
 
-def resolve_family(name: str) -> str:
+def resolve_family(name: str, source: Path | None = None) -> str:
     """`family` or `family@variant` -> `family@variant`.
+
+    Args:
+        name: Family name.
+        source: The file it stands in; None for the command line.
 
     Raises:
         UserError: For an unknown name, with the nearest ones.
@@ -49,33 +82,36 @@ def resolve_family(name: str) -> str:
     try:
         return "@".join(resolve(name))
     except ValueError as error:
-        raise UserError(f"{error} See --list.") from None
+        raise UserError(f"{source}: {error}" if source else f"{error} See --list.") from None
 
 
-def make_family(name: str, observe_task: bool = False):
-    """Builds a task family; a physics engine that is missing or too old is reported in one sentence."""
-    from envs.registry import make
+def make_family(name: str, observe_task: bool = False, source: Path | None = None):
+    """Builds a task family and one world of it: a physics engine that is missing, too old or unusable shows here.
 
-    try:
-        return make(resolve_family(name), observe_task=observe_task)
-    except ImportError as error:
-        raise UserError(str(error)) from None
-
-
-def check_device(device: str) -> None:
-    """Makes sure that an asked-for CUDA device is there.
+    Args:
+        name: `family` or `family@variant`.
+        observe_task: Show the policy its task.
+        source: The file the name stands in; None for the command line.
 
     Raises:
-        UserError: If it is not.
+        UserError: In one sentence, if the name is unknown or the family cannot run here.
     """
-    import torch
+    from envs.registry import make
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine (or this build of torch) has no CUDA device; use --device cpu.")
+    name = resolve_family(name, source)
+    try:
+        family = make(name, observe_task=observe_task)
+        family.batch(family.sample_tasks(1), 1)
+    # AttributeError is how PyOpenGL, which MuJoCo imports, says that a library is missing.
+    except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name} cannot run here: {one_line(error)}") from error
+    return family
 
 
 def load_run(path: Path, checkpoint: Literal["best", "last"] = "best"):
     """Loads a run directory (or one under `pretrained/`) with its family; see `metarl.experiment.loading`."""
     from metarl.experiment.loading import load_run
 
-    return load_run(path, lambda config: make_family(config.family, config.observe_task), checkpoint)
+    return load_run(
+        path, lambda config: make_family(config.family, config.observe_task, path / "config.json"), checkpoint
+    )

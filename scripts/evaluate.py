@@ -3,11 +3,13 @@
     python scripts/evaluate.py runs/demo
     python scripts/evaluate.py pretrained/navigation-2d@maml2017 --steps 4 --episodes 40
 
-The table is also saved as evaluation_<checkpoint>.json in the run directory, and where --json says.
+With no other settings than --checkpoint the table is also saved as evaluation_<checkpoint>.json in the run directory
+(not under pretrained/, whose tables are part of the repository), and with any settings where --json says.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from typing import Literal
 import _common
 import tyro
 
-from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import write_json
+from metarl.experiment.errors import UserError, describe_os_error, reports_errors
+from metarl.experiment.evaluate_run import DEFAULT_STEPS
+from metarl.experiment.files import check_writable, write_json
 from metarl.types import PublishedCurve
 
 
@@ -37,7 +40,7 @@ class Arguments:
     """
 
     run: tyro.conf.Positional[Path]
-    steps: int = 3
+    steps: int = DEFAULT_STEPS
     num_tasks: int | None = None
     episodes: int | None = None
     checkpoint: Literal["best", "last"] = "best"
@@ -45,7 +48,7 @@ class Arguments:
     json: Path | None = None
 
 
-def table(record: dict, published: Sequence[PublishedCurve]) -> str:
+def table(record: dict, published: Sequence[PublishedCurve], same_tasks: bool) -> str:
     """The curve as text: a row for the run, one per published method."""
     width = max(record["steps"] + 1, *(len(curve.returns) for curve in published), 1)
     lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]
@@ -55,8 +58,19 @@ def table(record: dict, published: Sequence[PublishedCurve]) -> str:
         cells = "".join(f"{value:>18.2f}" for value in curve.returns)
         lines.append(f"published: {curve.label}".ljust(34) + cells)
     for source in dict.fromkeys(curve.source for curve in published):
-        lines.append(f"published numbers: {source}")
+        lines.append(f"published numbers: {source}" + ("" if same_tasks else "; measured on other tasks than these"))
     return "\n".join(lines)
+
+
+def saved_table(arguments: Arguments, checkpoint: str) -> Path | None:
+    """Where the run's own table goes; None unless this is the default protocol and the run is not a pretrained one."""
+    protocol = {f.name: f.default for f in dataclasses.fields(Arguments)}
+    for name in ("steps", "num_tasks", "episodes", "seed"):
+        if getattr(arguments, name) != protocol[name]:
+            return None
+    if (_common.REPOSITORY / "pretrained").resolve() in arguments.run.resolve().parents:
+        return None
+    return arguments.run / f"evaluation_{checkpoint}.json"
 
 
 @reports_errors
@@ -69,29 +83,34 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
     if arguments.steps < 0 or arguments.seed < 0:
         raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
+    if arguments.json:
+        check_writable(arguments.json)
     run = _common.load_run(arguments.run, arguments.checkpoint)
-    _common.check_device(run.config.device)
 
-    from metarl.experiment.evaluate_run import evaluate_run, evaluation_record, test_tasks
+    from metarl.experiment.evaluate_run import evaluate_run, evaluation_record, on_published_tasks, test_tasks
 
     tasks, origin = test_tasks(run, arguments.num_tasks, arguments.seed)
     curve, data = evaluate_run(
         run, tasks, num_steps=arguments.steps, episodes_per_task=arguments.episodes, seed=arguments.seed
     )
-    record = evaluation_record(run, curve, data)
+    record = evaluation_record(run, tasks, arguments.seed, curve, data)
+    default = saved_table(arguments, run.checkpoint)
+    if default is not None:
+        try:
+            write_json(default, record)
+        except OSError as error:
+            # A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
+            print(f"note: not saved in the run: {describe_os_error(error)}", file=sys.stderr)
+            default = None
+    if arguments.json:
+        write_json(arguments.json, record)
     print(f"{run.config.family}, {run.config.algorithm}, {run.checkpoint} checkpoint (iteration {run.iteration})")
     print(f"return before each inner step, mean over {origin}; {curve.env_steps:,} environment steps")
-    print(table(record, run.family.spec.published))
-    targets = [arguments.json] if arguments.json else []
-    default = arguments.run / f"evaluation_{run.checkpoint}.json"
-    for path in [*targets, default]:
-        try:
-            write_json(path, record)
-        except OSError:
-            # A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
-            if path is not default:
-                raise
-        else:
+    print(table(record, run.family.spec.published, on_published_tasks(run, tasks)))
+    if record["nonfinite_steps"]:
+        print(f"{record['nonfinite_steps']:,} of these steps were not finite: the returns above mean little.")
+    for path in (default, arguments.json):
+        if path is not None:
             print(f"saved {path}")
 
 

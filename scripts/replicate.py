@@ -20,7 +20,8 @@ import tyro
 
 from metarl.experiment.config import TrainConfig, check, preset
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import write_json
+from metarl.experiment.evaluate_run import DEFAULT_STEPS
+from metarl.experiment.files import check_writable, write_json
 from metarl.experiment.run_directory import RunDirectory, read_config
 
 FULL_ITERATIONS = {"navigation-2d": 300, "halfcheetah-vel": 500}
@@ -48,7 +49,7 @@ class Arguments:
     families: tuple[Literal["navigation-2d", "halfcheetah-vel"], ...] = ("navigation-2d",)
     seeds: int = 5
     quick: bool = False
-    steps: int = 3
+    steps: int = DEFAULT_STEPS
     out: Path = Path("runs")
     json: Path | None = None
 
@@ -66,17 +67,19 @@ def trained_run(path: Path, config: TrainConfig) -> Path:
     Raises:
         UserError: If something else is there.
     """
-    from metarl.experiment.trainer import Trainer
+    from metarl.experiment.trainer import Trainer, make_learner
 
     exists = (path / "config.json").exists()
     if exists and read_config(path) != config:
         raise UserError(f"{path} holds a run with other settings; choose another --out.")
+    learner = make_learner(_common.make_family(config.family), config)
     with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
-        trainer = Trainer(_common.make_family(config.family), config, run, resume=exists)
-        print(f"{path}: training iterations {trainer.learner.iteration} to {config.iterations}", flush=True)
+        trainer = Trainer(learner, config, run, resume=exists)
+        print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
         finished = trainer.train()
     if not finished:
-        raise SystemExit(f"Stopped; the same command continues from iteration {trainer.learner.iteration}.")
+        print(f"Stopped; the same command continues from iteration {learner.iteration}.")
+        sys.exit(130)
     return path
 
 
@@ -87,8 +90,12 @@ def evaluated(path: Path, num_steps: int) -> dict[str, Any]:
     run = _common.load_run(path)
     tasks, _ = test_tasks(run, None, 0)
     curve, data = evaluate_run(run, tasks, num_steps=num_steps, episodes_per_task=None)
-    record = evaluation_record(run, curve, data)
-    write_json(path / "evaluation_best.json", record)
+    record = evaluation_record(run, tasks, 0, curve, data)
+    if num_steps == DEFAULT_STEPS:
+        # As evaluate.py does: a run's own table is always one of the same protocol.
+        write_json(path / f"evaluation_{run.checkpoint}.json", record)
+    if record["nonfinite_steps"]:
+        print(f"{path}: {record['nonfinite_steps']:,} steps of the evaluation were not finite; it means little.")
     return record
 
 
@@ -118,6 +125,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__, prog="replicate.py")
     if arguments.seeds < 1 or arguments.steps < 0 or not arguments.families:
         raise UserError("--seeds must be positive, --steps zero or more, and --families at least one family.")
+    if arguments.json:
+        check_writable(arguments.json)
 
     import torch
 

@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import _common
 import tyro
@@ -24,6 +24,9 @@ import tyro
 from metarl.experiment.config import ALGORITHMS, TrainConfig, check, preset
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.run_directory import RunDirectory, read_config
+
+if TYPE_CHECKING:
+    from metarl.experiment.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Arguments:
     Attributes:
         config: The run's settings.
         run_dir: Where the run is kept; runs/<family>-<algorithm>-<time> if not given.
-        resume: Continue the run in this directory; only --iterations may change.
+        resume: Continue the run in this directory; only --iterations may change (a run extended later was also
+            validated at its former end).
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
@@ -42,39 +46,46 @@ class Arguments:
 
 
 def flag_value(arguments: list[str], flag: str) -> str | None:
-    """The value of `--flag VALUE` or `--flag=VALUE`, before tyro parses anything: defaults depend on it."""
+    """The value of `--flag VALUE` or `--flag=VALUE`, before tyro parses anything: defaults depend on it.
+
+    As in tyro the last one counts, and `--run_dir` is `--run-dir`.
+    """
+    value = None
     for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if here == flag:
-            return following
-        if here.startswith(f"{flag}="):
-            return here.split("=", 1)[1]
-    return None
+        name, equals, attached = here.partition("=")
+        if name.replace("_", "-") == flag:
+            value = attached if equals else following
+    return value
 
 
 def parse(arguments: list[str]) -> Arguments:
     """Parses the command line on top of the preset, or of the resumed run's own settings."""
-    resume = flag_value(arguments, "--resume")
+    resume, run_dir = flag_value(arguments, "--resume"), flag_value(arguments, "--run-dir")
     algorithm = arguments[0] if arguments and not arguments[0].startswith("-") else "maml-trpo"
     if algorithm not in ALGORITHMS:
         near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1, cutoff=0.3)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(ALGORITHMS)}. See --list.")
     wants_help = "--help" in arguments or "-h" in arguments
-    if resume is not None and flag_value(arguments, "--run-dir") is not None:
+    if resume is not None and run_dir is not None:
         raise UserError("--resume names the run directory already; leave out --run-dir.")
+    for flag, value in (("--resume", resume), ("--run-dir", run_dir)):
+        if value == "":
+            raise UserError(f"{flag} is empty; it must name a directory.")
     if resume is not None and not wants_help:
         default = read_config(Path(resume))
+        _common.resolve_family(default.family, Path(resume) / "config.json")
     else:
         default = preset(algorithm, _common.resolve_family(flag_value(arguments, "--family") or "navigation-2d"))
     parsed = tyro.cli(Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train.py")
     config = dataclasses.replace(parsed.config, family=_common.resolve_family(parsed.config.family))
+    check(config)
     if resume is not None and dataclasses.replace(config, iterations=default.iterations) != default:
         changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
         raise UserError(
             f"--resume continues {resume} with its own settings; only --iterations may change, not those under "
             f"{', '.join(name for name in changed if name != 'iterations')}."
         )
-    check(config)
     return dataclasses.replace(parsed, config=config)
 
 
@@ -83,31 +94,29 @@ def main() -> None:
     _common.handle_list(sys.argv)
     arguments = parse(sys.argv[1:])
     config = arguments.config
-    _common.check_device(config.device)
+    family = _common.make_family(config.family, config.observe_task)
+    # After the arguments are known to be good: this import brings TensorBoard and takes a moment.
+    from metarl.experiment.trainer import Trainer, make_learner
+
+    learner = make_learner(family, config)
     with open_run(arguments) as run:
-        train(config, run, resume=arguments.resume is not None)
+        train(Trainer(learner, config, run, resume=arguments.resume is not None))
 
 
 def open_run(arguments: Arguments) -> RunDirectory:
     """The run directory the arguments name, held by this process."""
     if arguments.resume is not None:
-        run = RunDirectory.resume(arguments.resume)
-        run.save_config(arguments.config)
-        return run
+        return RunDirectory.resume(arguments.resume)
     default = f"{arguments.config.family}-{arguments.config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
     return RunDirectory.create(arguments.run_dir or Path("runs") / default, arguments.config)
 
 
-def train(config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+def train(trainer: Trainer) -> None:
     """Trains and says what was done and what can be done next."""
-    # After the arguments are known to be good: this import brings TensorBoard and takes a moment.
-    from metarl.experiment.trainer import Trainer
-
-    trainer = Trainer(_common.make_family(config.family, config.observe_task), config, run, resume)
-    learner = trainer.learner
+    config, run, learner = trainer.config, trainer.run.path, trainer.learner
     print(
         f"{config.algorithm} on {config.family}: iteration {learner.iteration} of {config.iterations}, "
-        f"seed {config.seed}, run directory {run.path}",
+        f"seed {config.seed}, run directory {run}",
         flush=True,
     )
     finished = trainer.train()
@@ -115,11 +124,11 @@ def train(config: TrainConfig, run: RunDirectory, resume: bool) -> None:
         print(f"Skipped {learner.skipped_updates} updates whose rollouts or gradients were not finite.")
     if not finished:
         print(f"Stopped after iteration {learner.iteration}.")
-        print(f"Continue with: python scripts/train.py --resume {run.path}")
+        print(f"Continue with: {_common.command('train.py', '--resume', run)}")
         # What a shell expects of a command ended by Ctrl-C, so that `train && evaluate` stops here too.
         sys.exit(130)
     print(f"Done: {learner.iteration} iterations, {learner.env_steps:,} environment steps.")
-    print(f"Next: python scripts/evaluate.py {run.path}   and   python scripts/visualize.py {run.path}")
+    print(f"Next: {_common.command('evaluate.py', run)}   and   {_common.command('visualize.py', run)}")
 
 
 if __name__ == "__main__":

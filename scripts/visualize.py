@@ -73,12 +73,10 @@ def main() -> None:
         raise UserError(f"--seed is {arguments.seed}; it must be zero or more.")
     _common.prepare_display()
     run = _common.load_run(arguments.run, arguments.checkpoint)
-    _common.check_device(run.config.device)
     out = output_directory(arguments)
 
     from metarl.visualize.show import show_run
 
-    print(f"adapting, {arguments.steps} inner step{'s' if arguments.steps > 1 else ''} ...", flush=True)
     options = {"num_steps": arguments.steps, "num_shown": arguments.tasks, "seed": arguments.seed}
     for picture in show_run(run, out, sampled=arguments.actions == "sampled", **options):
         print(f"wrote {picture.path}" + (f"  ({picture.note})" if picture.note else ""), flush=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metarl.algorithms.maml_trpo import inner_loss
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.experiment.loading import LoadedRun
+from metarl.experiment.progress import status
 from metarl.noise import EVALUATION
 from metarl.parallel import TaskChunks
 from metarl.rollout_adaptation import RolloutAdaptation
 
-DEFAULT_NUM_TASKS = 40
+DEFAULT_NUM_TASKS, DEFAULT_STEPS = 40, 3
 
 
 def test_tasks(run: LoadedRun, num_tasks: int | None, seed: int) -> tuple[Tensor, str]:
@@ -23,6 +25,12 @@ def test_tasks(run: LoadedRun, num_tasks: int | None, seed: int) -> tuple[Tensor
         return published, f"the {len(published)} published test tasks"
     count = num_tasks or DEFAULT_NUM_TASKS
     return run.family.sample_tasks(count, "test", seed), f"{count} tasks drawn from the test split"
+
+
+def on_published_tasks(run: LoadedRun, tasks: Tensor) -> bool:
+    """Whether these are the tasks on which the variant's published numbers were measured."""
+    published = run.family.published_tasks()
+    return published is not None and torch.equal(tasks, published)
 
 
 def evaluate_run(
@@ -47,37 +55,52 @@ def evaluate_run(
     """
     learner = run.config.learner
     steps_per_task = 2 * learner.steps_per_task if episodes_per_task is None and learner.steps_per_task else None
-    return evaluate_adaptation(
-        run.family,
-        run.policy,
-        run.params,
-        inner_loss(run.policy),
-        tasks,
-        inner_lr=learner.step_sizes(num_steps),
-        num_steps=num_steps,
-        noise_key=(EVALUATION, seed),
-        settings=learner.advantage_settings(),
-        episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
-        steps_per_task=steps_per_task,
-        device=run.config.device,
-        chunks=TaskChunks(learner.chunk_size, num_threads),
-    )
+    with status(f"adapting to {len(tasks)} tasks, {num_steps} inner steps ..."):
+        return evaluate_adaptation(
+            run.family,
+            run.policy,
+            run.params,
+            inner_loss(run.policy),
+            tasks,
+            inner_lr=learner.step_sizes(num_steps),
+            num_steps=num_steps,
+            noise_key=(EVALUATION, seed),
+            settings=learner.advantage_settings(),
+            episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
+            steps_per_task=steps_per_task,
+            device=run.config.device,
+            chunks=TaskChunks(learner.chunk_size, num_threads),
+        )
 
 
-def evaluation_record(run: LoadedRun, curve: AdaptationCurve, data: RolloutAdaptation) -> dict[str, Any]:
-    """The JSON that `evaluate.py --json` writes: returns are undiscounted sums, means over a task's episodes."""
+def evaluation_record(
+    run: LoadedRun, tasks: Tensor, seed: int, curve: AdaptationCurve, data: RolloutAdaptation
+) -> dict[str, Any]:
+    """The JSON that `evaluate.py --json` writes: returns are undiscounted sums, means over a task's episodes.
+
+    Args:
+        run: The loaded run.
+        tasks: What it was evaluated on, `[task, task_dim]`.
+        seed: Noise seed of the evaluation.
+        curve: From `evaluate_run`.
+        data: Likewise.
+    """
     family, _, variant = run.config.family.partition("@")
     return {
         "family": family,
         "variant": variant,
         "algorithm": run.config.algorithm,
+        "checkpoint": run.checkpoint,
         "iteration": run.iteration,
         "seed": run.config.seed,
+        "evaluation_seed": seed,
         "steps": curve.returns.shape[1] - 1,
         "num_tasks": len(curve.returns),
         "episodes": float(data.rollouts[0].valid.any(-1).sum(-1).double().mean()),
         "env_steps": curve.env_steps,
+        "nonfinite_steps": data.num_nonfinite(),
         "return_mean": curve.mean.tolist(),
         "return_ci95": curve.ci95.tolist(),
         "per_task": curve.returns.tolist(),
+        "tasks": tasks.tolist(),
     }

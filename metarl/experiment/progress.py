@@ -1,9 +1,11 @@
-"""A line that tells how training is doing; silent where nobody watches."""
+"""A line that tells how long work is doing; silent where nobody watches."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import final
 
 from rich.console import Console
@@ -51,6 +53,19 @@ class Progress:
             f"iteration {iteration}/{self._total}   return pre -> post {returns}   KL {metrics['kl']:.4f}   "
             f"{metrics['time/env_steps_per_second']:,.0f} steps/s   {_duration(left)} left"
         )
+
+
+@contextlib.contextmanager
+def status(text: str, console: Console | None = None) -> Iterator[None]:
+    """Shows `text` on a terminal's last line while the block runs.
+
+    Args:
+        text: What is being done.
+        console: Where to write; None takes standard error. Without a terminal nothing is shown.
+    """
+    console = console or Console(file=sys.stderr)
+    with console.status(text, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext():
+        yield
 
 
 def _duration(seconds: float) -> str:

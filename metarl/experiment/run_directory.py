@@ -1,7 +1,7 @@
 """A run on disk: config, metrics, events, checkpoints; held by one process at a time.
 
 config.json          resolved settings           metrics.jsonl   one line per iteration
-versions.json        packages, commit, command   events.*        TensorBoard
+versions.json        packages of each session    events.*        TensorBoard
 checkpoints/         last.pt, best.pt, iteration_N.pt
 """
 
@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, final
+
+import torch
 
 from metarl.experiment.config import TrainConfig, from_json, to_json
 from metarl.experiment.errors import UserError
@@ -43,16 +48,21 @@ class RunDirectory:
             OSError: If it cannot be written.
         """
         path.mkdir(parents=True, exist_ok=True)
+        if not (path / "config.json").exists() and not _is_fresh(path):
+            raise UserError(f"{path} holds other files and is not a run; choose another --run-dir.")
         run = RunDirectory(path, _lock(path))
-        if (path / "config.json").exists():
+        try:
+            if (path / "config.json").exists():
+                raise UserError(
+                    f"{path} already holds a run; continue it with --resume {path}, or choose another --run-dir."
+                )
+            (path / "checkpoints").mkdir(exist_ok=True)
+            write_json(path / "versions.json", [session()])
+            # Last, because a directory counts as a run once its config is there.
+            write_json(path / "config.json", to_json(config))
+        except BaseException:
             run.__exit__()
-            raise UserError(
-                f"{path} already holds a run; continue it with --resume {path}, or choose another --run-dir."
-            )
-        (path / "checkpoints").mkdir(exist_ok=True)
-        write_json(path / "versions.json", versions())
-        # Last, because a directory counts as a run once its config is there.
-        write_json(path / "config.json", to_json(config))
+            raise
         return run
 
     @staticmethod
@@ -81,30 +91,57 @@ class RunDirectory:
         """Replaces the config: a resumed run may have been given more iterations."""
         write_json(self.path / "config.json", to_json(config))
 
+    def add_session(self) -> list[str]:
+        """Adds this process to versions.json; returns what differs from the last one, e.g. "torch 2.11 -> 2.12"."""
+        path = self.path / "versions.json"
+        sessions = _read_sessions(path)
+        now = session()
+        write_json(path, [*sessions, now])
+        if not sessions:
+            return []
+        before = sessions[-1]
+        old = {**before.get("packages", {}), "commit": before.get("commit")}
+        new = {**now["packages"], "commit": now["commit"]}
+        names = ("metarl-toolkit", "commit", "torch", "numpy", "mujoco")
+        return [f"{name} {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
+        """Adds a line to metrics.jsonl and sees it onto the disk, before a checkpoint counts its iteration as done."""
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             error.filename = str(path)
             raise
 
-    def cut_metrics(self, iteration: int) -> None:
-        """Drops every line after `iteration`, and a last line that a kill left unfinished."""
+    def cut_metrics(self, iteration: int) -> int:
+        """Drops every line after `iteration`, and a last line that a kill left unfinished.
+
+        Returns:
+            How many of the iterations up to `iteration` have no line. If any, the file as it was is kept beside the
+            new one as metrics.damaged.jsonl: what cannot be read here may be put right by hand.
+        """
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line, row in read_metrics(path) if row["iteration"] <= iteration]
-            write_bytes_atomically(path, "".join(line + "\n" for line in kept).encode())
+        if not path.exists():
+            return iteration
+        kept = {row["iteration"]: line for line, row in read_metrics(path) if row["iteration"] <= iteration}
+        missing = len(set(range(1, iteration + 1)) - set(kept))
+        if missing:
+            write_bytes_atomically(path.with_name("metrics.damaged.jsonl"), path.read_bytes())
+        write_bytes_atomically(path, "".join(line + "\n" for line in kept.values()).encode())
+        return missing
 
 
 def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(text, content) of each complete line of a metrics file."""
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        # ValueError: not JSON. RecursionError: JSON of absurd depth.
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            if isinstance(row, dict) and type(row.get("iteration")) is int:
                 yield line, row
 
 
@@ -118,8 +155,8 @@ def read_config(path: Path) -> TrainConfig:
     if not file.is_file():
         raise UserError(f"{path} is not a run: it has no config.json. Name a directory that train.py made.")
     try:
-        data = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         raise UserError(f"{file} is not valid JSON: it was damaged after the run wrote it.") from None
     return from_json(data, file)
 
@@ -144,15 +181,33 @@ def read_checkpoint(path: Path, config: TrainConfig, params: Params) -> dict[str
                 f"{path} belongs to another run: its {what} is {state.get(what)!r}, this run's is "
                 f"{getattr(config, what)!r}."
             )
-    saved = state["learner"].get("params")
-    wanted = {name: tuple(value.shape) for name, value in params.items()}
-    if not isinstance(saved, dict) or {name: tuple(value.shape) for name, value in saved.items()} != wanted:
-        raise UserError(f"{path} does not fit this run: its policy network has other layers than config.json says.")
+    state["learner"]["params"] = _checked_params(state["learner"].get("params"), params, path)
+    counters = {name: state["learner"].get(name) for name in ("iteration", "env_steps", "skipped_updates")}
+    wrong = [name for name, value in counters.items() if type(value) is not int or value < 0]
+    score = state.get("best_score")
+    if type(score) is not float or math.isnan(score):
+        wrong.append("best_score")
+    if wrong:
+        raise UserError(f"{path} is not a usable checkpoint: {', '.join(wrong)} is missing or not a number.")
     return state
 
 
-def versions() -> dict[str, Any]:
-    """Package versions, platform, commit and command, for the record."""
+def _checked_params(saved: Any, params: Params, path: Path) -> Params:
+    """The parameters of a checkpoint, made sure to be numbers of the policy's names and shapes."""
+    if not isinstance(saved, dict) or not all(
+        isinstance(value, torch.Tensor) and value.layout is torch.strided and value.is_floating_point()
+        for value in saved.values()
+    ):
+        raise UserError(f"{path} is not a usable checkpoint: its parameters are not floating-point tensors.")
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in params.items()}:
+        raise UserError(f"{path} does not fit this run: its policy network has other layers than config.json says.")
+    if not all(bool(torch.isfinite(value).all()) for value in saved.values()):
+        raise UserError(f"{path} is not a usable checkpoint: its parameters are not all finite.")
+    return {name: saved[name].detach().to(value) for name, value in params.items()}
+
+
+def session() -> dict[str, Any]:
+    """Package versions, platform, commit, command and time of this process, for the record."""
     found = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -163,21 +218,47 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": _commit(),
         "command": sys.argv,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
+def _read_sessions(path: Path) -> list[dict[str, Any]]:
+    """What versions.json holds; nothing where it cannot be read, because it is only a record."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    sessions = data if isinstance(data, list) else [data]
+    return [item for item in sessions if isinstance(item, dict) and isinstance(item.get("packages", {}), dict)]
+
+
 def _commit() -> str | None:
+    """The commit of the clone this package runs from; None for an installed package, whatever repository it is in."""
+    package = Path(__file__).resolve().parents[1]
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() / package.name != package:
+        return None
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
+
+
+def _is_fresh(path: Path) -> bool:
+    """Whether a directory is empty, but for what a run killed before it had a config leaves."""
+    return all(
+        entry.name in (".lock", "versions.json")
+        or (entry.name.startswith((".versions.", ".config.")) and entry.suffix == ".tmp")
+        or (entry.name == "checkpoints" and entry.is_dir() and not any(entry.iterdir()))
+        for entry in path.iterdir()
+    )
 
 
 def _lock(path: Path) -> IO[str]:
@@ -192,4 +273,8 @@ def _lock(path: Path) -> IO[str]:
     except BlockingIOError:
         file.close()
         raise UserError(f"{path} is in use by another process; wait for it, or choose another --run-dir.") from None
+    except OSError as error:
+        file.close()
+        error.filename = str(path)
+        raise
     return file

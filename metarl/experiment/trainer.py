@@ -13,6 +13,7 @@ import torch
 from metarl.algorithms.maml_trpo import MAMLTRPO, inner_loss
 from metarl.evaluation import evaluate_adaptation
 from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.errors import UserError
 from metarl.experiment.files import save_checkpoint
 from metarl.experiment.progress import Progress
 from metarl.experiment.run_directory import CHECKPOINT_FORMAT, RunDirectory, read_checkpoint
@@ -49,24 +50,49 @@ class Trainer:
     """Runs a learner to its last iteration inside a run directory.
 
     Args:
-        family: Task family.
+        learner: From `make_learner`; built before the run directory is made, so that what cannot be built leaves none.
         config: The run's settings.
         run: Where it is kept.
         resume: Continue from the run's last checkpoint, if it has one yet.
+
+    Raises:
+        UserError: If the checkpoint is unusable or is past the configured iterations. The run is as it was then.
     """
 
-    def __init__(self, family: TaskFamily, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
-        self.family, self.config, self.run = family, config, run
-        self.learner = make_learner(family, config)
+    def __init__(self, learner: MAMLTRPO, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+        self.learner, self.config, self.run = learner, config, run
+        self.family = learner.family
         self.best_score = -math.inf
         self._chunks = TaskChunks(config.learner.chunk_size, config.num_threads or None)
-        last = run.checkpoint("last")
+        self._resumed = resume
+        if resume:
+            self._restore()
+
+    def _restore(self) -> None:
+        last = self.run.checkpoint("last")
         # A run killed before its first checkpoint starts again from nothing, which is where it was.
-        if resume and last.exists():
-            state = read_checkpoint(last, config, self.learner.params)
+        if last.exists():
+            state = read_checkpoint(last, self.config, self.learner.params)
+            done = state["learner"]["iteration"]
+            if done > self.config.iterations:
+                raise UserError(f"--iterations is {self.config.iterations}; {self.run.path} has done {done} already.")
             self.learner.load_state_dict(state["learner"])
             self.best_score = state["best_score"]
-        run.cut_metrics(self.learner.iteration)
+        self.run.save_config(self.config)
+        changes = self.run.add_session()
+        if changes:
+            print(
+                f"warning: {', '.join(changes)} since this run's last session; it need no longer equal an unbroken "
+                "run bit for bit.",
+                file=sys.stderr,
+            )
+        missing = self.run.cut_metrics(self.learner.iteration)
+        if missing:
+            print(
+                f"warning: {self.run.path / 'metrics.jsonl'} lacks {missing} of the {self.learner.iteration} "
+                "iterations done; training goes on without them.",
+                file=sys.stderr,
+            )
 
     def train(self) -> bool:
         """Trains to the configured iteration. Returns whether it got there: False after Ctrl-C."""
@@ -76,7 +102,7 @@ class Trainer:
         with (
             _StopSignal() as stop,
             Progress(total, start) as progress,
-            SummaryWriter(self.run.path, purge_step=start + 1 if start else None) as events,
+            SummaryWriter(self.run.path, purge_step=start + 1 if self._resumed else None) as events,
         ):
             while self.learner.iteration < total and not stop.requested:
                 metrics = self.learner.iterate()

@@ -14,6 +14,7 @@ from metarl.evaluation import AdaptationCurve
 from metarl.experiment.errors import UserError
 from metarl.experiment.evaluate_run import evaluate_run, test_tasks
 from metarl.experiment.loading import LoadedRun
+from metarl.experiment.progress import status
 from metarl.experiment.run_directory import read_metrics
 from metarl.noise import EVALUATION
 from metarl.rollout_adaptation import RolloutAdaptation
@@ -121,16 +122,17 @@ def write_videos(evaluated: Evaluated, out: Path, renderer: Any, sampled: bool) 
     )  # fmt: skip
     how = "actions sampled; same start, same noise" if sampled else "mean actions; same start"
     for i, index in enumerate(evaluated.shown):
-        path = write_video(
-            out / f"before_after_task_{index}.mp4",
-            recording,
-            (2 * i, 2 * i + 1),
-            spec=run.family.spec,
-            task=tasks[index],
-            renderer=renderer,
-            num_steps=evaluated.num_steps,
-            detail=f"{evaluated.detail} {DOT} {how}",
-        )
+        with status(f"drawing the video of task {index} ..."):
+            path = write_video(
+                out / f"before_after_task_{index}.mp4",
+                recording,
+                (2 * i, 2 * i + 1),
+                spec=run.family.spec,
+                task=tasks[index],
+                renderer=renderer,
+                num_steps=evaluated.num_steps,
+                detail=f"{evaluated.detail} {DOT} {how}",
+            )
         words = task_text(run.family.spec, tasks[index].tolist())
         first, last = evaluated.curve.returns[index, [0, -1]].tolist()
         yield Picture(path, f"task {index}: {words}; return in evaluation {first:.1f} -> {last:.1f}")

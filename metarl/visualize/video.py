@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.experiment.errors import UserError
+from metarl.experiment.errors import UserError, one_line
 from metarl.noise import TaskNoise
 from metarl.types import FamilySpec, Params, Policy
 from metarl.visualize.frames import PICTURE_HEIGHT, PICTURE_WIDTH, FrameComposer, make_trace, side_text
@@ -47,8 +47,9 @@ def open_renderer(family: VisualFamily) -> Renderer:
     """
     try:
         return family.problem.make_renderer(PICTURE_WIDTH, PICTURE_HEIGHT)
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        # PyOpenGL's way of saying that a library is missing is an AttributeError of None, or an ImportError.
+        raise UserError(one_line(error)) from error
 
 
 def check_ffmpeg() -> None:

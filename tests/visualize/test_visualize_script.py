@@ -32,11 +32,9 @@ def make_run(path: Path, family_id: str) -> Path:
     (path / "checkpoints").mkdir(parents=True)
     write_json(path / "config.json", to_json(config))
     params = initial_params(make_policy(envs.make(family_id), config.policy, 0))
-    learned = {"params": params, "iteration": 1}
-    save_checkpoint(
-        path / "checkpoints" / "best.pt",
-        {"format": CHECKPOINT_FORMAT, "algorithm": "maml-trpo", "family": family_id, "learner": learned},
-    )
+    learned = {"params": params, "iteration": 1, "env_steps": 0, "skipped_updates": 0}
+    state = {"format": CHECKPOINT_FORMAT, "algorithm": "maml-trpo", "family": family_id}
+    save_checkpoint(path / "checkpoints" / "best.pt", state | {"learner": learned, "best_score": 0.0})
     (path / "metrics.jsonl").write_text('{"iteration": 1, "return/step_0": -2.0, "return/step_1": -1.0}\n')
     return path
 
