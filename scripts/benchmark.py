@@ -5,9 +5,9 @@
     python scripts/benchmark.py iteration --family navigation-2d --meta-batch-size 20 --hidden-sizes 64 64
 
 `rollout`: closed-loop episodes (policy, noise, recording) against native open-loop stepping with the same controls.
-`update`: one meta-update on recorded rollouts against its floating-point work at the measured matrix-product rate.
-`iteration`: a whole MAML-TRPO iteration, split into both. CPU-seconds count all threads of the process; on a shared
-machine quote ratios, not seconds. docs/performance.md explains the figures.
+`update`: one meta-update on recorded rollouts against its matrix products (one inner step) at their measured rate.
+`iteration`: a whole MAML-TRPO iteration, split into both. The ratio is measured / limit. CPU-seconds count all threads
+of the process; on a shared machine quote ratios, not seconds. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Literal
 import _common
 import tyro
 
+from metarl.algorithms.maml_trpo import MAMLTRPOConfig
+from metarl.experiment.config import PolicyConfig, TrainConfig, check
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import write_json
 
@@ -64,26 +66,27 @@ class Arguments:
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="benchmark.py")
-    for name in ("meta_batch_size", "episodes_per_task", "repeats", "chunk_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be positive.")
-    if arguments.device != "cpu":
-        raise UserError("--device cuda: GPU rollouts are not part of this version; use --device cpu.")
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats is {arguments.repeats}; it must be positive.")
+    config = TrainConfig(
+        family=arguments.family,
+        device=arguments.device,
+        num_threads=arguments.num_threads,
+        policy=PolicyConfig(hidden_sizes=arguments.hidden_sizes, activation=arguments.activation),
+        learner=MAMLTRPOConfig(
+            meta_batch_size=arguments.meta_batch_size,
+            episodes_per_task=arguments.episodes_per_task,
+            inner_lr=arguments.inner_lr,
+            fvp_fraction=arguments.fvp_fraction,
+            chunk_size=arguments.chunk_size,
+        ),
+    )
+    check(config)
     family = _common.make_family(arguments.family)
 
     from _benchmark_cases import Case, measure
 
-    case = Case(
-        family,
-        arguments.meta_batch_size,
-        arguments.episodes_per_task,
-        arguments.hidden_sizes,
-        arguments.activation,
-        arguments.inner_lr,
-        arguments.fvp_fraction,
-        arguments.chunk_size,
-        arguments.num_threads or None,
-    )
+    case = Case(family, config)
     rows = measure(case, arguments.what, arguments.repeats)
     print(
         f"{family.spec.id}: {arguments.meta_batch_size} tasks x {arguments.episodes_per_task} episodes x "

@@ -1,0 +1,144 @@
+"""How benchmark.py measures, and against what: the physics alone, and the matrix products no update can avoid."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from envs.batched_env import BatchedEnv
+from metarl.algorithms.maml_trpo import MAMLTRPOConfig
+from metarl.parallel import TaskChunks
+from metarl.types import Rollout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark: `ratio` is measured / limit for rates and for times alike.
+
+    `peak_memory_mb` is the largest resident memory of the process up to the end of what the row measures.
+    """
+
+    name: str
+    measured: float
+    limit: float
+    ratio: float
+    unit: str
+    cpu_seconds: float
+    wall_seconds: float
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Timing(Generic[T]):
+    """CPU and wall seconds of one call, and its result."""
+
+    cpu: float
+    wall: float
+    result: T
+
+
+def timed(function: Callable[[], T]) -> Timing[T]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = function()
+    return Timing(time.process_time() - cpu, time.perf_counter() - wall, result)
+
+
+def median(timings: Sequence[Timing[T]]) -> Timing[T]:
+    """The timing with the median CPU time."""
+    return sorted(timings, key=lambda timing: timing.cpu)[len(timings) // 2]
+
+
+def peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def controls_of(env: BatchedEnv, rollout: Rollout) -> Tensor:
+    """`[time, lane, control_dim]` as the physics got them."""
+    return env.applied_action(rollout.actions.flatten(0, 1).transpose(0, 1)).contiguous()
+
+
+def open_loop_stepper(env: BatchedEnv, threads: int) -> Callable[[Tensor], None]:
+    """`controls [time, lane, control_dim] -> None`: nothing but the dynamics, from the states that `env` resets to.
+
+    Keeps nothing of `env` but what the dynamics need.
+    """
+    env.reset(0)
+    simulator, start = env.simulator, env.state
+    model = getattr(simulator, "model", None)
+    if model is None:
+
+        def step_torch(controls: Tensor) -> None:
+            simulator.reset(start, None)
+            for control in controls:
+                simulator.step(control, None)
+
+        return step_torch
+
+    # MuJoCo itself, not our simulator around it: the limit must not contain what is measured against it.
+    from mujoco.batch import Batch
+
+    batch = Batch(model, simulator.num_lanes, nthread=threads)
+    qpos, qvel, ctrl = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+    start_qpos, start_qvel = start["qpos"].numpy(), start["qvel"].numpy()
+    frame_skip = round(env.family.spec.dt / model.opt.timestep)
+    del simulator
+
+    def step_mujoco(controls: Tensor) -> None:
+        batch.reset()
+        qpos[:], qvel[:] = start_qpos, start_qvel
+        batch.forward()
+        for control in controls.numpy():
+            ctrl[:] = control
+            batch.step(nstep=frame_skip)
+
+    return step_mujoco
+
+
+def matmul_rate(sizes: Sequence[int], valid: Tensor, chunks: TaskChunks) -> float:
+    """FLOP per CPU-second of the update's typical product: every task's hidden activations by its own weights.
+
+    Measured as the update runs: chunk by chunk over all tasks, so that activations come from memory, and on as many
+    threads, as two threads on one physical core share its arithmetic units.
+
+    Args:
+        sizes: Widths of the policy's layers, input and output included.
+        valid: Boolean `[task, row]` of the update's samples.
+        chunks: As the update splits tasks.
+    """
+    (tasks, rows), width = valid.shape, max(sizes[1:-1], default=1)
+    left, right = torch.randn(tasks, rows, width), torch.randn(tasks, width, width)
+
+    def all_tasks() -> None:
+        chunks.map(torch.bmm, tasks, left, right)
+
+    all_tasks()
+    return 2 * tasks * rows * width**2 / median([timed(all_tasks) for _ in range(9)]).cpu
+
+
+def update_flops(sizes: Sequence[int], valid: Tensor, config: MAMLTRPOConfig, line_search_steps: int) -> float:
+    """Floating-point work of the matrix products alone that one update cannot do without (K = 1 inner step).
+
+    Per row of data a layer n_in x n_out costs c = 2 n_in n_out for one product. With the sums over all layers (a) and
+    over all but the first (b), whose input needs no gradient: forward a; gradient a + b; Hessian product on a kept
+    graph 2a + 4b (tangents and cotangents of activations, and of weights); Fisher product of the policy 2a + 2b.
+    """
+    products = [2 * n_in * n_out for n_in, n_out in itertools.pairwise(sizes)]
+    a, b = sum(products), sum(products[1:])
+    gradient = (a + b) + a
+    hessian, fisher = 2 * a + 4 * b, 2 * a + 2 * b
+    inner_step = gradient
+    meta_gradient = inner_step + gradient + hessian
+    metric = config.fvp_fraction * (2 * gradient + config.cg_iters * (2 * hessian + fisher))
+    line_search = line_search_steps * (inner_step + a)
+    return float(valid.sum()) * (inner_step + meta_gradient + metric + line_search)
