@@ -6,10 +6,12 @@ import pytest
 import torch
 from toys import OneStepFamily
 
-from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig
+from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig, inner_loss
+from metarl.evaluation import evaluate_adaptation
 from metarl.memory import SavedBytes
 from metarl.parallel import TaskChunks, num_cores, one_intra_op_thread
-from metarl.policies import GaussianMLPPolicy
+from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.rollout_adaptation import AdvantageSettings
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
@@ -80,9 +82,11 @@ def test_a_number_of_threads_reaches_every_batch():
             return super().batch(tasks, episodes_per_task, device)
 
     family = Family(1, (-1.0, 1.0), lambda actions, tasks: -actions.squeeze(-1).square())
-    for num_threads, expected in ((3, 3), (None, num_cores())):
-        config = MAMLTRPOConfig(meta_batch_size=2, episodes_per_task=2)
-        learner = MAMLTRPO(family, GaussianMLPPolicy(1, 1, ()), config, num_threads=num_threads)
-        learner.adapt(torch.zeros(1), episodes=2)
-        assert asked == [num_threads, expected]
-        asked.clear()
+    policy = GaussianMLPPolicy(1, 1, ())
+    MAMLTRPO(family, policy, MAMLTRPOConfig(meta_batch_size=2, episodes_per_task=2), num_threads=3)
+    for chunks in (TaskChunks(1, 2), None):
+        evaluate_adaptation(
+            family, policy, initial_params(policy), inner_loss(policy), family.sample_tasks(2), inner_lr=0.1,
+            num_steps=0, noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=1, chunks=chunks,
+        )  # fmt: skip
+    assert asked == [3, 2, None]
