@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import pickle
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, start
+from conftest import SCRIPTS, TINY, start
+
+from metarl.experiment.config import preset
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +64,14 @@ def assert_one_sentence(result: tuple[int, str, str], *words: str) -> None:
         (("--hidden-sizes", "10", "0"), ("--hidden-sizes",)),
         (("--fvp-fraction", "0"), ("--fvp-fraction",)),
         (("--init-std", "1e-9"), ("--init-std", "--min-std")),
+        (("--init-std", "nan"), ("--init-std", "--min-std")),
+        (("--init-std", "inf"), ("--init-std",)),
+        (("--seed", str(2**63)), ("--seed", "2**63")),
+        (("--step-weights", "nan", "1"), ("--step-weights", "none negative")),
+        (("--device", "cuda"), ("--device cuda", "GPU rollouts are not part of this version", "--device cpu")),
+        (("--run-dir", ""), ("--run-dir", "empty")),
+        (("--run-dir", "x" * 300), ("xxx", "name is too long")),
+        (("--resume", "no/such/run", "--run_dir", "other"), ("leave out --run-dir",)),
         (("--resume", "no/such/run"), ("no/such/run", "config.json")),
     ],
 )
@@ -75,16 +90,86 @@ def test_wrong_type_is_reported_by_the_flag_parser(run_script: Run) -> None:
     assert "Traceback" not in errors
 
 
-def test_cuda_without_a_device(run_script: Run, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    assert_one_sentence(run_script("train", "--device", "cuda", "--run-dir", tmp_path / "run"), "--device cuda", "cpu")
+def test_the_last_of_repeated_flags_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from train import parse
+
+    config = parse(["--family", "navigation-2d", "--family=halfcheetah-vel@maml2017", "--seed", "1"]).config
+    assert dataclasses.replace(config, seed=0) == preset("maml-trpo", "halfcheetah-vel@maml2017")
+
+
+@pytest.mark.parametrize("how", ["old MuJoCo", "MUJOCO_GL"])
+def test_physics_that_cannot_run_leaves_nothing(tmp_path: Path, how: str) -> None:
+    prefix = f"import os; os.chdir({str(tmp_path)!r})\n"
+    if how == "old MuJoCo":
+        # Python's own way of saying that a module is not there, which is what MuJoCo 3 does.
+        prefix += "import sys; sys.modules['mujoco.batch'] = None"
+        words = ("halfcheetah-vel", "needs MuJoCo 4.0 or later", "pip install")
+    else:
+        prefix += "os.environ['MUJOCO_GL'] = 'bogus'"
+        words = ("halfcheetah-vel", "MUJOCO_GL", "bogus")
+    process = start("train", "--family", "halfcheetah-vel", prefix=prefix)
+    output, errors = process.communicate(timeout=120)
+    assert_one_sentence((process.returncode, output, errors), *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_run_is_not_overwritten(run_script: Run, run: Path) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     assert_one_sentence(run_script("train", "--run-dir", run), str(run), "--resume")
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_directory_of_other_things_is_not_used(run_script: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    assert_one_sentence(run_script("train", "--run-dir", tmp_path), str(tmp_path), "other files")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_run_killed_before_it_had_a_config_can_be_started_again(run_script: Run, tmp_path: Path) -> None:
+    for name in (".lock", "versions.json", ".config.json.abc.tmp"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    assert run_script("train", "--run-dir", tmp_path, *TINY, "--iterations", 1)[0] == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ELOOP, errno.EMFILE, errno.EBADMSG])
+def test_any_failing_file_operation_is_one_sentence(
+    run_script: Run, run: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    assert_one_sentence(run_script("train", "--resume", run), str(run))
+
+
+def test_reader_that_has_gone_away() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, SCRIPTS / "train.py", "--help"]
+    result = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_ctrl_c_while_python_is_still_importing() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", SCRIPTS / "train.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    # torch's first modules are there, the last ones are not.
+    for line in process.stderr:
+        if "torch" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
 
 
 def test_run_directory_in_use(run_script: Run, run: Path) -> None:
@@ -97,6 +182,12 @@ def test_run_directory_in_use(run_script: Run, run: Path) -> None:
 
 def test_resume_with_other_settings(run_script: Run, run: Path) -> None:
     assert_one_sentence(run_script("train", "--resume", run, "--seed", "7"), "--iterations", "seed")
+
+
+def test_resume_with_fewer_iterations_than_are_done(run_script: Run, run: Path) -> None:
+    before = (run / "config.json").read_bytes()
+    assert_one_sentence(run_script("train", "--resume", run, "--iterations", "1"), "--iterations is 1", "2")
+    assert (run / "config.json").read_bytes() == before
 
 
 def test_run_directory_that_cannot_be_made(run_script: Run, tmp_path: Path) -> None:
@@ -135,8 +226,49 @@ def test_truncated_checkpoint(run_script: Run, run: Path) -> None:
     for name in ("best", "last"):
         path = run / "checkpoints" / f"{name}.pt"
         path.write_bytes(path.read_bytes()[:1000])
+    before = {name: (run / name).read_bytes() for name in ("config.json", "metrics.jsonl", "versions.json")}
     assert_one_sentence(run_script("evaluate", run), "best.pt", "damaged")
     assert_one_sentence(run_script("train", "--resume", run, "--iterations", "3"), "last.pt", "damaged")
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def _without(part: str, key: str) -> Callable[[dict], None]:
+    return lambda state: (state if part == "" else state[part]).pop(key)
+
+
+def _first_param(value: Callable[[torch.Tensor], object]) -> Callable[[dict], None]:
+    def change(state: dict) -> None:
+        params = state["learner"]["params"]
+        name = next(iter(params))
+        params[name] = value(params[name])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (_without("learner", "iteration"), "iteration"),
+        (_without("learner", "env_steps"), "env_steps"),
+        (_without("learner", "params"), "floating-point"),
+        (_without("", "best_score"), "best_score"),
+        (lambda state: state["learner"].update(iteration=True), "iteration"),
+        (lambda state: state.update(learner=[]), "version"),
+        (_first_param(lambda value: 1.0), "floating-point"),
+        (_first_param(lambda value: value.long()), "floating-point"),
+        (_first_param(lambda value: value.to_sparse()), "floating-point"),
+        (_first_param(lambda value: value * torch.nan), "finite"),
+        (_first_param(lambda value: value[:1]), "layers"),
+    ],
+)
+def test_checkpoint_of_other_content(run_script: Run, run: Path, damage: Callable[[dict], None], word: str) -> None:
+    for name in ("best", "last"):
+        path = run / "checkpoints" / f"{name}.pt"
+        state = torch.load(path, weights_only=True)
+        damage(state)
+        torch.save(state, path)
+    assert_one_sentence(run_script("evaluate", run), "best.pt", word)
+    assert_one_sentence(run_script("train", "--resume", run), "last.pt", word)
 
 
 def test_malicious_checkpoint_runs_no_code(run_script: Run, run: Path, tmp_path: Path) -> None:
@@ -166,17 +298,44 @@ def test_checkpoint_of_another_network(run_script: Run, run: Path) -> None:
     assert_one_sentence(run_script("evaluate", run), "layers")
 
 
-@pytest.mark.parametrize("content", ["{", '{"family": 3}', "[]", '{"policy": 1}'])
+@pytest.mark.parametrize("content", ["{", '{"family": 3}', "[]", '{"policy": 1}', "[" * 100_000, "1" * 5000, "\xff"])
 def test_damaged_config(run_script: Run, run: Path, content: str) -> None:
-    (run / "config.json").write_text(content)
+    (run / "config.json").write_text(content, encoding="latin-1")
     assert_one_sentence(run_script("evaluate", run), "config.json")
 
 
-def test_config_value_of_the_wrong_type(run_script: Run, run: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("learner", "inner_lr", "large"),
+        ("learner", "inner_lr", -1),
+        ("learner", "meta_batch_size", 2.0),
+        ("learner", "first_order", 1),
+        ("learner", "step_weights", ["1"]),
+        ("learner", "step_weights", [1]),
+        ("policy", "hidden_sizes", [4.5]),
+        ("policy", "hidden_sizes", [True]),
+        ("policy", "hidden_sizes", [0]),
+        ("policy", "hidden_sizes", 4),
+        ("policy", "activation", "gelu"),
+        ("policy", "init_std", float("nan")),
+        ("validation", "every", None),
+        ("", "device", "cuda"),
+        ("", "seed", 2**63),
+        ("", "family", "navigation-3d"),
+        ("", "algorithm", "maml"),
+    ],
+)
+def test_bad_value_in_config_names_the_file(run_script: Run, run: Path, part: str, name: str, value: object) -> None:
     config = json.loads((run / "config.json").read_text())
-    config["learner"]["inner_lr"] = "large"
+    (config[part] if part else config)[name] = value
+    if name == "step_weights":
+        config["learner"]["num_inner_steps"] = 3
     (run / "config.json").write_text(json.dumps(config))
-    assert_one_sentence(run_script("evaluate", run), "config.json", "inner_lr")
+    word = value if name in ("family", "algorithm") else name
+    for result in (run_script("evaluate", run), run_script("train", "--resume", run)):
+        assert_one_sentence(result, str(run / "config.json"), str(word))
+        assert "--" not in result[2]
 
 
 def test_evaluate_refuses_what_is_not_a_run(run_script: Run, tmp_path: Path) -> None:
@@ -193,3 +352,15 @@ def test_unwritable_json_target(run_script: Run, run: Path, tmp_path: Path) -> N
     target = tmp_path / "absent" / "out.json"
     result = run_script("evaluate", run, "--num-tasks", "2", "--episodes", "1", "--json", target)
     assert_one_sentence(result, str(target))
+
+
+def test_finished_evaluation_is_not_lost_to_its_json_target(run_script: Run, run: Path, tmp_path: Path) -> None:
+    """The target is tried before the evaluation, so nothing was computed yet."""
+    started = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metarl.experiment.evaluate_run.evaluate_run", lambda *_, **__: started.append(1))
+        for script, arguments in (("evaluate", (run,)), ("replicate", ("maml2017", "--out", tmp_path / "out"))):
+            target = tmp_path / "absent" / "out.json"
+            assert_one_sentence(run_script(script, *arguments, "--json", target), str(target))
+    assert not started
+    assert not (tmp_path / "out").exists()

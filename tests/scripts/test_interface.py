@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import TINY
+import torch
+from conftest import SCRIPTS, TINY, start
+from rich.console import Console
+
+import envs
+from metarl.experiment.progress import status
 
 Run = Callable[..., tuple[int, str, str]]
 ALL = ["train", "evaluate", "visualize", "replicate", "benchmark"]
@@ -65,12 +76,115 @@ def test_train_evaluate_and_their_files(run_script: Run, tmp_path: Path) -> None
     assert json.loads(again.read_text()) == record
 
 
-def test_published_tasks_are_the_default(run_script: Run, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert run_script("train", "--run-dir", run, *TINY, "--iterations", "1")[0] == 0
-    code, out, err = run_script("evaluate", run, "--steps", "0", "--episodes", "1")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run; nothing here changes it but its evaluation tables."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    process = start("train", "--run-dir", path, *TINY, "--iterations", 1)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    return path
+
+
+def test_published_tasks_are_the_default(run_script: Run, finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    code, out, err = run_script("evaluate", finished, "--steps", "0", "--episodes", "1", "--json", target)
     assert code == 0, err
     assert "the 40 published test tasks" in out
+    assert "other tasks" not in out
+    tasks = np.random.RandomState(1).uniform(-0.5, 0.5, (40, 2))
+    assert json.loads(target.read_text())["tasks"] == tasks.tolist()
+
+
+def test_drawn_tasks_are_not_those_of_the_published_rows(run_script: Run, finished: Path) -> None:
+    _, out, _ = run_script("evaluate", finished, "--steps", "0", "--episodes", "1", "--num-tasks", "3")
+    assert "measured on other tasks than these" in out
+
+
+def test_only_the_default_protocol_becomes_the_table_of_the_run(
+    run_script: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "pretrained" / "run"))
+    table = run / "evaluation_best.json"
+    for flag in ("--steps", "--num-tasks", "--episodes", "--seed"):
+        others = () if flag == "--episodes" else ("--episodes", "1")
+        assert run_script("evaluate", run, flag, "2", *others)[0] == 0
+        assert not table.exists()
+    code, out, err = run_script("evaluate", run)
+    assert code == 0, err
+    assert f"saved {table}" in out
+    record = json.loads(table.read_text())
+    assert (record["checkpoint"], record["evaluation_seed"], record["nonfinite_steps"]) == ("best", 0, 0)
+    assert len(record["tasks"]) == record["num_tasks"] == 40
+    table.unlink()
+    monkeypatch.setattr("_common.REPOSITORY", tmp_path)
+    assert run_script("evaluate", run)[0] == 0
+    assert not table.exists()
+
+
+def test_evaluation_that_is_not_finite_is_said(
+    run_script: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = type(envs.make("navigation-2d").problem)
+    reward = problem.reward
+    monkeypatch.setattr(problem, "reward", lambda *arguments: reward(*arguments) * float("nan"))
+    target = tmp_path / "out.json"
+    code, out, err = run_script("evaluate", finished, "--steps", "0", "--episodes", "1", "--json", target)
+    assert code == 0, err
+    record = json.loads(target.read_text())
+    assert record["nonfinite_steps"] == record["env_steps"]
+    assert f"{record['env_steps']:,} of these steps were not finite" in out
+    assert record["return_mean"] == [None]
+
+
+def test_updates_that_are_not_finite_are_skipped_and_said(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy, sick = tmp_path / "healthy", tmp_path / "sick"
+    run_script("train", "--run-dir", healthy, *TINY, "--iterations", "1", "--keep-every", "1")
+    assert run_script("train", "--run-dir", sick, *TINY, "--iterations", "1")[0] == 0
+    problem = type(envs.make("navigation-2d").problem)
+    reward = problem.reward
+    monkeypatch.setattr(problem, "reward", lambda *arguments: reward(*arguments) * float("nan"))
+    code, out, err = run_script("train", "--resume", sick, "--iterations", "3")
+    assert code == 0, err
+    assert "Skipped 2 updates" in out
+    before, after = (torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (healthy, sick))
+    assert (after["learner"]["iteration"], after["learner"]["skipped_updates"]) == (3, 2)
+    assert all(
+        torch.equal(value, after["learner"]["params"][name]) for name, value in before["learner"]["params"].items()
+    )
+    rows = [json.loads(line) for line in (sick / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_updates"] for row in rows] == [0, 1, 2]
+
+
+def test_printed_commands_run_as_they_stand(run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    _, out, _ = run_script("train", "--run-dir", "my run", *TINY, "--iterations", "1")
+    assert f"Next: .venv/bin/python {SCRIPTS / 'evaluate.py'} 'my run'   and " in out
+    monkeypatch.chdir(SCRIPTS.parent)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    module = importlib.import_module("_common")
+    assert module.command("train.py", "--resume", "a") == "/usr/bin/python3 scripts/train.py --resume a"
+
+
+def test_long_work_shows_a_line_on_a_terminal_only() -> None:
+    for terminal in (True, False):
+        output = io.StringIO()
+        with status("adapting ...", Console(file=output, force_terminal=terminal, width=80)):
+            pass
+        assert ("adapting ..." in output.getvalue()) is terminal
+
+
+def test_commit_is_that_of_this_package_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metarl.experiment import run_directory
+
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    installed = tmp_path / "lib" / "metarl" / "experiment"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(run_directory, "__file__", str(installed / "run_directory.py"))
+    assert run_directory.session()["commit"] is None
 
 
 def test_benchmark_rows(run_script: Run, tmp_path: Path) -> None:
