@@ -73,6 +73,7 @@ def adapt_on_rollouts(
     settings: AdvantageSettings,
     steps_per_task: int | None = None,
     chunks: TaskChunks | None = None,
+    measure_last: bool = True,
 ) -> RolloutAdaptation:
     """Adapts shared parameters to every task of an environment, collecting K + 1 times.
 
@@ -87,6 +88,7 @@ def adapt_on_rollouts(
         settings: Advantage estimation.
         steps_per_task: Budget per phase; None for one episode per world.
         chunks: How inner gradients are split over threads.
+        measure_last: Collect with theta_K too; without it there are K rollouts.
     """
     rollouts: list[Rollout] = []
     estimates: list[Tensor] = []
@@ -111,5 +113,6 @@ def adapt_on_rollouts(
 
     start_params = expand_tasks(params, env.num_tasks)
     trajectory = adapt(start_params, fresh, loss, inner_lr=inner_lr, num_steps=num_steps, chunks=chunks)
-    fresh(trajectory[-1], num_steps)
+    if measure_last:
+        fresh(trajectory[-1], num_steps)
     return RolloutAdaptation(trajectory, rollouts, estimates, seconds, cpu_seconds)

@@ -37,7 +37,6 @@ from torch import Tensor
 from metarl.adaptation import AdaptationJacobian, Loss, adapt
 from metarl.agent import Agent
 from metarl.collect import worlds_for_budget
-from metarl.evaluation import evaluate_adaptation
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.metrics import rollout_metrics, step_metrics
@@ -329,19 +328,16 @@ class MAMLTRPO:
             episodes: Episodes per inner step.
             seed: Noise seed.
         """
-        _, data = evaluate_adaptation(
-            self.family,
+        data = adapt_on_rollouts(
+            self.family.batch(task.unsqueeze(0), episodes, self._device, num_threads=1),
             self.policy,
             self.params,
             inner_loss(self.policy),
-            task.unsqueeze(0),
             inner_lr=self.config.step_sizes(num_steps),
             num_steps=num_steps,
             noise_key=(EVALUATION, seed),
             settings=self.config.advantage_settings(),
-            episodes_per_task=episodes,
-            device=self._device,
-            chunks=self._chunks,
+            measure_last=False,
         )
         return Agent(self.policy, {name: value[0] for name, value in data.trajectory[-1].items()})
 

@@ -90,7 +90,7 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
     if family_id == "navigation-2d@maml2017":
         return dataclasses.replace(
             config,
-            iterations=60,
+            iterations=50,
             policy=PolicyConfig(activation="relu"),
             validation=ValidationConfig(every=10, num_tasks=40, steps=3),
             # The published protocol tests steps that it never trained, and a second step then overshoots on a few
