@@ -329,7 +329,7 @@ class MAMLTRPO:
             seed: Noise seed.
         """
         data = adapt_on_rollouts(
-            self.family.batch(task.unsqueeze(0), episodes, self._device, num_threads=1),
+            self.family.batch(task.unsqueeze(0), episodes, self._device, num_threads=self._chunks.num_threads),
             self.policy,
             self.params,
             inner_loss(self.policy),

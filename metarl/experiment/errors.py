@@ -42,6 +42,11 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             sys.exit(141)
         except OSError as error:
             sys.exit(_fail(describe_os_error(error)))
+        except (MemoryError, RuntimeError) as error:
+            # torch's allocator raises a plain RuntimeError.
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                raise
+            sys.exit(_fail("This does not fit into memory; choose smaller networks, fewer tasks or fewer episodes."))
 
     return wrapped
 

@@ -62,6 +62,7 @@ def assert_one_sentence(result: tuple[int, str, str], *words: str) -> None:
         (("--inner-lr", "inf"), ("--inner-lr",)),
         (("--seed", "-1"), ("--seed", "zero or more")),
         (("--hidden-sizes", "10", "0"), ("--hidden-sizes",)),
+        (("--hidden-sizes", str(10**11)), ("memory", "smaller networks")),
         (("--fvp-fraction", "0"), ("--fvp-fraction",)),
         (("--init-std", "1e-9"), ("--init-std", "--min-std")),
         (("--init-std", "nan"), ("--init-std", "--min-std")),
