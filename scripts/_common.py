@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import shlex
 import signal
@@ -31,6 +30,8 @@ from metarl.experiment.errors import UserError, one_line  # noqa: E402
 
 def prepare_display() -> None:
     """Chooses off-screen rendering where no display exists and MUJOCO_GL does not say otherwise."""
+    import ctypes.util
+
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
 
