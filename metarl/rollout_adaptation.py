@@ -47,9 +47,9 @@ class RolloutAdaptation:
     sampling_seconds: float
     sampling_cpu_seconds: float
 
-    def samples(self, k: int, episode_fraction: float = 1.0) -> Samples:
+    def samples(self, k: int) -> Samples:
         """Rollout k as rows; see `metarl.samples.to_samples`."""
-        return to_samples(self.rollouts[k], self.advantages[k], episode_fraction)
+        return to_samples(self.rollouts[k], self.advantages[k])
 
     def num_nonfinite(self) -> int:
         """Recorded steps that are not finite, over all rollouts."""

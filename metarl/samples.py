@@ -49,21 +49,14 @@ def _final_value(rollout: Rollout, weights: Tensor) -> Tensor:
     return linear_baseline.predict(linear_baseline.features(placed, here), weights).sum(-1)
 
 
-def to_samples(rollout: Rollout, advantage: Tensor, episode_fraction: float = 1.0) -> Samples:
+def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
     """The rollout's valid steps as rows, `[task, row, ...]`, padded at the end to the longest task.
 
     Args:
         rollout: Recorded episodes.
         advantage: `[task, episode, time]`.
-        episode_fraction: Keep only this share of each task's episodes (the first ones, at least one).
     """
-    valid = rollout.valid
-    if episode_fraction < 1:
-        present = valid.any(-1)
-        # In float64, less a rounding error: 7/13 of 13 episodes is 7 of them.
-        keep = (episode_fraction * present.sum(-1, keepdim=True).double() - 1e-9).ceil().clamp(min=1)
-        valid = valid & (present.cumsum(-1) <= keep).unsqueeze(-1)
-    flat = valid.flatten(1)
+    flat = rollout.valid.flatten(1)
     num_rows = max(int(flat.sum(-1).max()), 1)
     columns = (
         rollout.observations,

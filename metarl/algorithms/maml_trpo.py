@@ -75,8 +75,8 @@ class MAMLTRPOConfig:
         cg_iters: Conjugate-gradient iterations.
         cg_damping: Added to the diagonal of the Fisher matrix.
         cg_tolerance: Relative residual at which conjugate gradient stops early; 0 runs all iterations.
-        fvp_fraction: Share of support and query episodes that enters the Fisher matrix (gradient and line search
-            stay exact). Below 1 for speed.
+        fvp_fraction: Share of the tasks that enters the Fisher matrix (gradient and line search stay exact). Below 1
+            for speed.
         line_search_steps: Largest number of step lengths tried.
         line_search_decay: Factor from one step length to the next.
         chunk_size: Tasks handled together in the update.
@@ -131,7 +131,7 @@ class MetaBatch(NamedTuple):
         trajectory: theta_0 .. theta_K of each task, as collection went through them.
         samples: Collected with theta_0 .. theta_K: number k is the support data of inner step k and the query data of
             the policies after k steps.
-        metric_samples: The share of `samples` that enters the Fisher matrix.
+        metric_samples: Those of the tasks that enter the Fisher matrix, the first ones.
     """
 
     trajectory: list[Params]
@@ -141,10 +141,11 @@ class MetaBatch(NamedTuple):
     @staticmethod
     def of(data: RolloutAdaptation, fvp_fraction: float) -> MetaBatch:
         """Arranges the rollouts of one iteration."""
-        phases = range(len(data.rollouts))
-        samples = [data.samples(k) for k in phases]
-        metric_samples = samples if fvp_fraction >= 1 else [data.samples(k, fvp_fraction) for k in phases]
-        return MetaBatch(data.trajectory, samples, metric_samples)
+        samples = [data.samples(k) for k in range(len(data.rollouts))]
+        # Whole tasks, not a share of every task's episodes: fewer episodes make each Hessian H in J = I - alpha H
+        # noisier, and J^T F J keeps the variance of that noise as spurious curvature (docs/performance.md).
+        share = slice(max(1, round(fvp_fraction * samples[0].valid.shape[0])))
+        return MetaBatch(data.trajectory, samples, select_tasks(samples, share))
 
 
 def inner_loss(policy: Policy) -> Loss:

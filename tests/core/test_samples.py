@@ -186,26 +186,6 @@ def test_without_padding_rows_are_a_reshape():
     assert torch.equal(rows.observations, data.observations.flatten(1, 2)) and bool(rows.valid.all())
 
 
-@pytest.mark.parametrize("fraction", [1e-12, 0.01, 0.25, 0.5, 0.51, 0.99])
-def test_an_episode_fraction_keeps_that_share_of_each_tasks_own_episodes_but_at_least_one(fraction):
-    lengths = [[5, 3, 4, 5, 2, 5], [4, 5, 5, 1, 0, 0], [0, 0, 3, 2, 5, 4]]
-    data = rollout(lengths)
-    rows = to_samples(poisoned(data, math.nan), data.rewards, fraction)
-    for i, own in enumerate(lengths):
-        present = [e for e, n in enumerate(own) if n]
-        kept = present[: max(math.ceil(fraction * len(present) - 1e-9), 1)]
-        expected = torch.cat([data.observations[i, e, : own[e]] for e in kept])
-        assert torch.equal(rows.observations[i][rows.valid[i]], expected)
-    assert bool(torch.isfinite(rows.observations).all())
-
-
-def test_an_exact_share_of_episodes_is_not_rounded_up():
-    for n in range(1, 41):
-        data = rollout([[1] * n], times=1)
-        for k in range(1, n + 1):
-            assert int(to_samples(data, data.rewards, k / n).valid.sum()) == k, (k, n)
-
-
 def test_non_finite_steps_are_counted_where_they_are_valid():
     data = rollout(LENGTHS)
     data.rewards[0, 0, 1] = math.nan
