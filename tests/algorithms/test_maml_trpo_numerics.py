@@ -22,7 +22,7 @@ from metarl.algorithms.maml_trpo import (
     meta_objective,
     update,
 )
-from metarl.fisher import AdaptedFisher, PolicyFisher
+from metarl.fisher import PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.ops.trust_region import trust_region_step
@@ -280,22 +280,29 @@ def test_products_are_linear_and_repeatable():
     assert equal_trees(metric(a), first)
 
 
-def test_a_share_of_the_episodes_gives_the_metric_of_those_episodes_and_leaves_the_gradient_alone():
-    policy, params, config, batch, data = problem("gaussian", 1, fvp_fraction=0.5)
+def test_a_share_of_the_tasks_gives_the_metric_of_those_tasks_and_leaves_the_gradient_alone():
+    policy, params, config, batch, _ = problem("gaussian", 1, fvp_fraction=0.5)
     _, _, _, full, _ = problem("gaussian", 1)
     assert all(torch.equal(a.valid, b.valid) for a, b in zip(batch.samples, full.samples, strict=True))
-    for samples, rollout in zip(batch.metric_samples, data.rollouts, strict=True):
-        assert samples.valid.sum(-1).tolist() == rollout.valid[:, :3].flatten(1).sum(-1).tolist()  # ceil(5 / 2)
+    half = slice(NUM_TASKS // 2)
+    for share, whole in zip(batch.metric_samples, full.metric_samples, strict=True):
+        assert torch.equal(share.observations, whole.observations[half])
+        assert torch.equal(share.advantages, whole.advantages[half])
     ours = dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
-    # J at the recorded point with the share's curvature, F at the recorded theta_K over the share's states.
-    jacobian = AdaptationJacobian(
-        data.trajectory, batch.metric_samples[:1], inner_loss(policy), inner_lr=config.step_sizes(1)
+    expected = dense_hessian(
+        lambda shared: meta_objective(
+            policy, expand_tasks(shared, NUM_TASKS // 2), [tasks_of(s, half) for s in full.samples], config
+        )[1].mean(),
+        params,
     )
-    fisher = PolicyFisher(per_task(policy), policy.distribution, data.trajectory[1], batch.metric_samples[1])
-    whole = AdaptedFisher(jacobian, {1: (1.0, fisher)}, NUM_TASKS)
-    expected = dense_metric(lambda v: {n: x / NUM_TASKS for n, x in whole.product(v).items()}, params)
-    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-11)
     assert float((ours - dense_metric(fisher_metric(policy, full, config, ONE_BY_ONE), params)).norm()) > 1e-3
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(1e-9, 1), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_the_share_of_tasks_is_rounded_and_at_least_one(fraction, expected):
+    *_, batch, _ = problem("gaussian", 1, fvp_fraction=fraction)
+    assert {samples.valid.shape[0] for samples in batch.metric_samples} == {expected}
 
 
 def test_the_metrics_graphs_are_freed_with_it():
