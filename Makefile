@@ -36,7 +36,7 @@ $(STAMP):
 	if [ -n "$(TORCH_INDEX)" ]; then $(INSTALL) $$again --no-deps --index-url "$(TORCH_INDEX)" torch; \
 	elif [ -n "$$again" ]; then $(INSTALL) $$again --no-deps torch; fi
 	@printf %s '$(TORCH_INDEX)' >$(CHOSEN)
-	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)

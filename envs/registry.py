@@ -16,11 +16,11 @@ def resolve(name: str) -> tuple[str, str]:
     Raises:
         ValueError: For a name that is not there, with the nearest ones.
     """
-    family, _, variant = name.partition("@")
+    family, separator, variant = name.partition("@")
     if family not in FAMILIES:
         raise ValueError(f"Unknown task family {family!r}{_nearest(family, FAMILIES)}. Known: {', '.join(FAMILIES)}.")
     variants = FAMILIES[family].variants
-    variant = variant or FAMILIES[family].default_variant
+    variant = variant if separator else FAMILIES[family].default_variant
     if variant not in variants:
         raise ValueError(
             f"Unknown variant {variant!r} of {family}{_nearest(variant, variants)}. Known: {', '.join(variants)}."

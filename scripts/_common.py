@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
 
 
 def _leave(number: int, frame: object) -> None:
@@ -109,7 +108,7 @@ def make_family(name: str, observe_task: bool = False, source: Path | None = Non
     return family
 
 
-def load_run(path: Path, checkpoint: Literal["best", "last"] = "best"):
+def load_run(path: Path, checkpoint: str = "best"):
     """Loads a run directory (or one under `pretrained/`) with its family; see `metarl.experiment.loading`."""
     from metarl.experiment.loading import load_run
 

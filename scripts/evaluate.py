@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import _common
 import tyro
@@ -34,7 +33,8 @@ class Arguments:
         steps: Inner gradient steps to take.
         num_tasks: Test tasks; by default the variant's published ones where it has them, else 40 drawn.
         episodes: Episodes per task and step; by default twice the training data, as published.
-        checkpoint: Which checkpoint.
+        checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
+            kept, e.g. iteration_50.
         seed: Seed of the evaluation's noise (and of drawn tasks).
         json: Where to write the results as JSON as well.
     """
@@ -43,7 +43,7 @@ class Arguments:
     steps: int = DEFAULT_STEPS
     num_tasks: int | None = None
     episodes: int | None = None
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: str = "best"
     seed: int = 0
     json: Path | None = None
 

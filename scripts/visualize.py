@@ -31,7 +31,8 @@ class Arguments:
         tasks: How many tasks to show: by default 6 in a path figure, 2 in videos (the lowest and the highest).
         steps: Inner gradient steps to take.
         out: Directory to write into; by default "figures" in the run, or here if the run cannot be written.
-        checkpoint: Which checkpoint.
+        checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
+            kept, e.g. iteration_50.
         seed: Seed of the evaluation's noise (and of drawn tasks).
         actions: In videos, actions drawn from the policy as in evaluation, or its mean action.
     """
@@ -40,7 +41,7 @@ class Arguments:
     tasks: int | None = None
     steps: int = 3
     out: Path | None = None
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: str = "best"
     seed: int = 0
     actions: Literal["sampled", "mean"] = "sampled"
 

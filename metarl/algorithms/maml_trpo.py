@@ -320,7 +320,7 @@ class MAMLTRPO:
         policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, generator=generator)
         return MAMLTRPO(family, policy, config or MAMLTRPOConfig(), seed)
 
-    def adapt(self, task: Tensor, num_steps: int = 1, episodes: int = 20, seed: int = 0) -> Agent:
+    def adapt(self, task: Tensor | Sequence[float], num_steps: int = 1, episodes: int = 20, seed: int = 0) -> Agent:
         """Adapts to one task on episodes collected for it.
 
         Args:
@@ -330,7 +330,12 @@ class MAMLTRPO:
             seed: Noise seed.
         """
         data = adapt_on_rollouts(
-            self.family.batch(task.unsqueeze(0), episodes, self._device, num_threads=self._chunks.num_threads),
+            self.family.batch(
+                torch.as_tensor(task, dtype=torch.float64).reshape(1, -1),
+                episodes,
+                self._device,
+                num_threads=self._chunks.num_threads,
+            ),
             self.policy,
             self.params,
             inner_loss(self.policy),

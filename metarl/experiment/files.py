@@ -103,18 +103,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: If it is missing, damaged, or holds anything but tensors and plain data.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint {path}.") from None
-    except OSError:
-        raise
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises RuntimeError, UnpicklingError, EOFError, BadZipFile ... depending on where the damage is.
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+        # torch raises RuntimeError, UnpicklingError, EOFError, OSError ... depending on where the damage is.
+        looks_whole = content[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+        if looks_whole and ("weights_only" in str(error).lower() or "unsupported" in str(error).lower()):
             reason = "it holds something other than tensors and plain data, and was not loaded"
         else:
             reason = "it is damaged or cut off"
-        raise UserError(f"{path} is not a usable checkpoint: {reason}. Use another one of the same run.") from None
+        raise UserError(
+            f"{path} is not a usable checkpoint: {reason}. Look at another one with --checkpoint; to resume, put a "
+            "copy of another one in its place."
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint of metarl: it holds a {type(state).__name__}.")
     return state

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from metarl.algorithms.maml_trpo import MAMLTRPO
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError
 from metarl.experiment.run_directory import read_checkpoint, read_config
-from metarl.experiment.trainer import make_policy
+from metarl.experiment.trainer import make_learner, make_policy
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.types import Params, TaskFamily
-
-CheckpointName = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,24 @@ class LoadedRun:
     family: TaskFamily
     policy: GaussianMLPPolicy
     params: Params
-    checkpoint: CheckpointName
+    checkpoint: str
     iteration: int
 
+    def learner(self) -> MAMLTRPO:
+        """A learner that continues from these parameters, e.g. to `adapt` them to a task."""
+        learner = make_learner(self.family, self.config)
+        learner.params = dict(self.params)
+        return learner
 
-def load_run(
-    path: Path, make_family: Callable[[TrainConfig], TaskFamily], checkpoint: CheckpointName = "best"
-) -> LoadedRun:
+
+def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], checkpoint: str = "best") -> LoadedRun:
     """Loads a run.
 
     Args:
         path: Run directory.
         make_family: Builds the task family a config names (metarl imports no environments itself).
-        checkpoint: "best" (by validation on training tasks; "last" where there was none yet) or "last".
+        checkpoint: "best" (by validation on training tasks; "last" where there was none yet), "last", or
+            "iteration_N" for one that was kept.
 
     Raises:
         UserError: If it is not a run, or its checkpoint is missing or unusable.

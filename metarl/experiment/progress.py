@@ -42,7 +42,7 @@ class Progress:
     def update(self, iteration: int, metrics: dict[str, float]) -> None:
         """Shows the state after `iteration` iterations."""
         if self._live is not None:
-            self._live.update(Text(self.line(iteration, metrics)))
+            self._live.update(Text(self.line(iteration, metrics), no_wrap=True, overflow="ellipsis"))
 
     def line(self, iteration: int, metrics: dict[str, float]) -> str:
         """The line's text."""

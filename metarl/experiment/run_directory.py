@@ -117,6 +117,11 @@ class RunDirectory:
             error.filename = str(path)
             raise
 
+    def num_metrics(self) -> int:
+        """Iterations that metrics.jsonl tells of."""
+        path = self.path / "metrics.jsonl"
+        return sum(1 for _ in read_metrics(path)) if path.exists() else 0
+
     def cut_metrics(self, iteration: int) -> int:
         """Drops every line after `iteration`, and a last line that a kill left unfinished.
 

@@ -70,7 +70,13 @@ class Trainer:
 
     def _restore(self) -> None:
         last = self.run.checkpoint("last")
-        # A run killed before its first checkpoint starts again from nothing, which is where it was.
+        # A run killed before its first checkpoint starts again from nothing, which is where it was. One that has
+        # got further and lost its last checkpoint would be thrown away by that.
+        if not last.exists() and self.run.num_metrics() > 1:
+            raise UserError(
+                f"{self.run.path} has {self.run.num_metrics()} iterations of metrics but no checkpoints/last.pt to "
+                "continue from; put a copy of another checkpoint there, or train anew with another --run-dir."
+            )
         if last.exists():
             state = read_checkpoint(last, self.config, self.learner.params)
             done = state["learner"]["iteration"]

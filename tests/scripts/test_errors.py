@@ -365,3 +365,30 @@ def test_finished_evaluation_is_not_lost_to_its_json_target(run_script: Run, run
             assert_one_sentence(run_script(script, *arguments, "--json", target), str(target))
     assert not started
     assert not (tmp_path / "out").exists()
+
+
+def test_resume_of_a_run_that_lost_its_last_checkpoint_loses_nothing(run_script: Run, run: Path) -> None:
+    (run / "checkpoints" / "last.pt").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert_one_sentence(run_script("train", "--resume", run, "--iterations", "9"), "last.pt", "--run-dir")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("size", [0, 10, 500, 3000, -100, -1])
+def test_a_checkpoint_cut_off_anywhere_is_called_damaged(run_script: Run, run: Path, size: int) -> None:
+    path = run / "checkpoints" / "best.pt"
+    path.write_bytes(path.read_bytes()[:size])
+    assert_one_sentence(run_script("evaluate", run), str(path), "damaged")
+
+
+def test_a_checkpoint_that_was_kept_can_be_named(run_script: Run, run: Path) -> None:
+    shutil.copy(run / "checkpoints" / "last.pt", run / "checkpoints" / "iteration_2.pt")
+    arguments = ("--num-tasks", "2", "--episodes", "1", "--steps", "1", "--checkpoint", "iteration_2")
+    code, out, errors = run_script("evaluate", run, *arguments)
+    assert code == 0, errors
+    assert "iteration_2 checkpoint" in out
+    assert_one_sentence(run_script("evaluate", run, "--checkpoint", "iteration_7"), "iteration_7", "iteration_2")
+
+
+def test_an_empty_variant_is_unknown(run_script: Run) -> None:
+    assert_one_sentence(run_script("train", "--family", "navigation-2d@"), "variant", "maml2017")
