@@ -24,7 +24,7 @@ from metarl.experiment.evaluate_run import DEFAULT_STEPS
 from metarl.experiment.files import check_writable, write_json
 from metarl.experiment.run_directory import RunDirectory, read_config
 
-FULL_ITERATIONS = {"navigation-2d": 150, "halfcheetah-vel": 500}
+FULL_ITERATIONS = {"navigation-2d": 100, "halfcheetah-vel": 500}
 """Iterations of a full replication (the paper allows up to 500); --quick uses the preset's own number."""
 
 QUICK_ITERATIONS = {"halfcheetah-vel": 30}
