@@ -108,6 +108,18 @@ def make_family(name: str, observe_task: bool = False, source: Path | None = Non
     return family
 
 
+def require_positive(arguments: object, *names: str) -> None:
+    """Refuses a number below 1 in any of the named arguments; None, a default that is chosen later, passes.
+
+    Raises:
+        UserError: Naming the first flag that is out of range.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
+
+
 def load_run(path: Path, checkpoint: str = "best"):
     """Loads a run directory (or one under `pretrained/`) with its family; see `metarl.experiment.loading`."""
     from metarl.experiment.loading import load_run

@@ -77,10 +77,7 @@ def saved_table(arguments: Arguments, checkpoint: str) -> Path | None:
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="evaluate.py")
-    for name in ("num_tasks", "episodes"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
+    _common.require_positive(arguments, "num_tasks", "episodes")
     if arguments.steps < 0 or arguments.seed < 0:
         raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
     if arguments.json:

@@ -66,10 +66,7 @@ def output_directory(arguments: Arguments) -> Path:
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="visualize.py")
-    for name in ("steps", "tasks"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be positive.")
+    _common.require_positive(arguments, "steps", "tasks")
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}; it must be zero or more.")
     _common.prepare_display()
