@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, start
+from script_runs import SCRIPTS, TINY, start
 
 from metarl.experiment.config import preset
 

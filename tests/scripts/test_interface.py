@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, start
 from rich.console import Console
+from script_runs import SCRIPTS, TINY, start
 
 import envs
 from metarl.experiment.progress import status

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, start
+from script_runs import TINY, start
 
 from metarl.experiment.run_directory import RunDirectory
 from metarl.experiment.trainer import Trainer
