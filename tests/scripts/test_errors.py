@@ -154,7 +154,7 @@ def test_reader_that_has_gone_away() -> None:
     assert (result.returncode, result.stderr) == (141, "")
 
 
-# Slow suite: it failed once in five full runs (exit 1 instead of 130) for a reason not found yet; the check is as it was.
+# Slow suite: failed once in five full runs (exit 1 instead of 130), cause not found yet; the check is unchanged.
 @pytest.mark.slow
 def test_ctrl_c_while_python_is_still_importing() -> None:
     process = subprocess.Popen(
