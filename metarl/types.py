@@ -100,7 +100,11 @@ class Distribution(Protocol):
 
 
 class Policy(Protocol):
-    """A policy module: `forward(observations [..., obs_dim]) -> DistParams`, and which distribution those belong to."""
+    """A policy module: `forward(observations [..., obs_dim]) -> DistParams`, and which distribution those belong to.
+
+    A module whose `forward` also works where every parameter and the observations lead with a task axis may say so with
+    `takes_task_axis = True`; it then runs without `vmap`.
+    """
 
     distribution: Distribution
     action_dim: int

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from metarl.ops.tree import expand_tasks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, initial_params, per_task
@@ -39,6 +39,44 @@ def test_batched_over_tasks_equals_one_task_after_another(policy, shape):
     params, observations = task_params(policy), torch.randn(TASKS, *shape, 3)
     for a, b in zip(per_task(policy)(params, observations), loop(policy, params, observations), strict=True):
         assert a.shape == (TASKS, *shape, policy.action_dim)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_own_task_axis_equals_vmap_up_to_second_derivatives(policy):
+    """A policy that batches over tasks itself must be the function, and the curvature, that `vmap` makes of it."""
+    policy = policy.double()
+    params = {n: v.double().requires_grad_() for n, v in task_params(policy).items()}
+    observations = torch.randn(TASKS, 7, 3, dtype=torch.float64)
+    direction = {n: torch.randn_like(v) for n, v in params.items()}
+
+    def derivatives(apply):
+        outputs = apply(params, observations)
+        loss = sum(value.sin().sum() for value in outputs)
+        first = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+        along = sum((g * d).sum() for g, d in zip(first, direction.values(), strict=True))
+        return [*outputs, *first, *torch.autograd.grad(along, list(params.values()), materialize_grads=True)]
+
+    assert policy.takes_task_axis
+    by_vmap = vmap(lambda p, x: functional_call(policy, p, (x,)))
+    for a, b in zip(derivatives(per_task(policy)), derivatives(by_vmap), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_policy_that_takes_no_task_axis_runs_under_vmap():
+    class Plain(torch.nn.Module):
+        distribution, action_dim = GaussianMLPPolicy.distribution, 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = GaussianMLPPolicy(3, 2, (5,))
+
+        def forward(self, observations):
+            assert self.inner.log_std.shape == (2,)
+            return self.inner(observations)
+
+    policy = Plain()
+    params, observations = task_params(policy), torch.randn(TASKS, 7, 3)
+    for a, b in zip(per_task(policy)(params, observations), loop(policy, params, observations), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
