@@ -36,6 +36,22 @@ def one_intra_op_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+CACHED_BYTES = 2**20
+"""Bytes of one layer's activations that a core's second-level cache holds next to what else a product reads."""
+
+
+def cached_chunk_size(num_tasks: int, layer_bytes: int) -> int:
+    """Tasks per chunk on the CPU: as many as keep a layer's activations in cache, but enough chunks for the cores.
+
+    It depends on the problem alone, never on the machine: runs stay repeatable to the bit on any number of threads.
+
+    Args:
+        num_tasks: Tasks in all.
+        layer_bytes: Bytes of the widest layer's activations of one task.
+    """
+    return max(1, min(CACHED_BYTES // layer_bytes, num_tasks // 4))
+
+
 @final
 class TaskChunks:
     """Maps a function over chunks of tasks.

@@ -10,11 +10,11 @@ from _benchmark_limits import Row, Timing, median, peak_memory_mb, timed
 
 from envs.batched_env import BatchedEnv
 from envs.family import TaskFamily
-from metarl.algorithms.maml_trpo import MAMLTRPO, MetaBatch, inner_loss, update
+from metarl.algorithms.maml_trpo import MAMLTRPO, MetaBatch, inner_loss, make_chunks, update
 from metarl.collect import collect
 from metarl.experiment.config import TrainConfig
 from metarl.noise import TaskNoise
-from metarl.parallel import TaskChunks, num_cores, one_intra_op_thread
+from metarl.parallel import num_cores, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import RolloutAdaptation, adapt_on_rollouts
 
@@ -29,7 +29,7 @@ class Case:
         hidden, activation = config.policy.hidden_sizes, config.policy.activation
         self.sizes = (family.observation_dim, *hidden, family.action_dim)
         self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, activation)
-        self.chunks = TaskChunks(self.config.chunk_size, self.threads)
+        self.chunks = make_chunks(self.config, self.policy, family.horizon, self.threads)
 
     def make_env(self) -> BatchedEnv:
         tasks = self.family.sample_tasks(self.config.meta_batch_size)

@@ -40,7 +40,7 @@ class Arguments:
         activation: Policy activation.
         inner_lr: Inner step size.
         fvp_fraction: Share of the episodes in the Fisher metric.
-        chunk_size: Tasks handled together in the update.
+        chunk_size: Tasks handled together in the update; 0 chooses as training does.
         repeats: Measurements; the median by CPU time is reported.
         device: Device.
         num_threads: Threads of physics and update; 0 takes the available cores.
@@ -55,7 +55,7 @@ class Arguments:
     activation: Literal["tanh", "relu"] = "tanh"
     inner_lr: float = 0.1
     fvp_fraction: float = 1.0
-    chunk_size: int = 1
+    chunk_size: int = 0
     repeats: int = 3
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int = 0

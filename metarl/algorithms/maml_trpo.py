@@ -45,7 +45,7 @@ from metarl.ops import surrogate
 from metarl.ops.masked import masked_mean
 from metarl.ops.tree import add_all, all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
-from metarl.parallel import TaskChunks, one_intra_op_thread
+from metarl.parallel import TaskChunks, cached_chunk_size, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params, per_task
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params, Policy, Samples, TaskFamily
@@ -79,7 +79,7 @@ class MAMLTRPOConfig:
             for speed.
         line_search_steps: Largest number of step lengths tried.
         line_search_decay: Factor from one step length to the next.
-        chunk_size: Tasks handled together in the update.
+        chunk_size: Tasks handled together in the update; 0 takes as many as keep a layer's activations in cache.
         memory_budget_mb: Graphs kept for conjugate gradient; beyond it they are rebuilt for every product.
     """
 
@@ -101,7 +101,7 @@ class MAMLTRPOConfig:
     fvp_fraction: float = 1.0
     line_search_steps: int = 15
     line_search_decay: float = 0.8
-    chunk_size: int = 1
+    chunk_size: int = 0
     memory_budget_mb: int = 1500
 
     def step_sizes(self, num_steps: int) -> list[float]:
@@ -276,6 +276,14 @@ def update(
     return step, norm
 
 
+def make_chunks(config: MAMLTRPOConfig, policy: Policy, horizon: int, num_threads: int | None) -> TaskChunks:
+    """How the update splits tasks: `config.chunk_size`, or one chosen for the size of the policy and the data."""
+    rows = config.steps_per_task or config.episodes_per_task * horizon
+    parameters = [value for _, value in policy.named_parameters()]
+    layer_bytes = rows * max(value.shape[0] * value.element_size() for value in parameters)
+    return TaskChunks(config.chunk_size or cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
+
+
 @final
 class MAMLTRPO:
     """The training loop: one `iterate` collects, adapts and updates.
@@ -307,7 +315,7 @@ class MAMLTRPO:
         self.env_steps = 0
         self.skipped_updates = 0
         self._device = device
-        self._chunks = TaskChunks(config.chunk_size, num_threads)
+        self._chunks = make_chunks(config, policy, family.horizon, num_threads)
         budget, episodes = config.steps_per_task, config.episodes_per_task
         if budget:
             episodes = worlds_for_budget(budget, family.horizon)

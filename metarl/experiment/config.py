@@ -189,7 +189,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
             lambda x: 0 < x < infinity,
             (
                 *("iterations", "keep_every", "policy.min_std", "validation.num_tasks", "validation.steps"),
-                *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters", "learner.chunk_size"),
+                *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters"),
                 *("learner.line_search_steps", "learner.memory_budget_mb", "learner.max_kl", "learner.inner_lr"),
                 "learner.later_lr_factor",
             ),
@@ -198,7 +198,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
             lambda x: 0 <= x < infinity,
             (
                 *("num_threads", "validation.every", "learner.steps_per_task", "learner.num_inner_steps"),
-                *("learner.cg_damping", "learner.cg_tolerance"),
+                *("learner.cg_damping", "learner.cg_tolerance", "learner.chunk_size"),
             ),
         ),
         "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),

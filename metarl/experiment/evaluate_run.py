@@ -69,7 +69,7 @@ def evaluate_run(
             episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
             steps_per_task=steps_per_task,
             device=run.config.device,
-            chunks=TaskChunks(learner.chunk_size, num_threads),
+            chunks=TaskChunks(num_threads=num_threads),
         )
 
 

@@ -63,7 +63,7 @@ class Trainer:
         self.learner, self.config, self.run = learner, config, run
         self.family = learner.family
         self.best_score = -math.inf
-        self._chunks = TaskChunks(config.learner.chunk_size, config.num_threads or None)
+        self._chunks = TaskChunks(num_threads=config.num_threads or None)
         self._resumed = resume
         if resume:
             self._restore()

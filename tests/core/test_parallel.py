@@ -9,7 +9,7 @@ from toys import OneStepFamily
 from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig, inner_loss
 from metarl.evaluation import evaluate_adaptation
 from metarl.memory import SavedBytes
-from metarl.parallel import TaskChunks, num_cores, one_intra_op_thread
+from metarl.parallel import TaskChunks, cached_chunk_size, num_cores, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import AdvantageSettings
 
@@ -53,6 +53,14 @@ def test_intra_op_threads_are_one_inside_and_restored_outside_also_after_a_failu
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "layer_bytes", "expected"),
+    [(20, 2000 * 64 * 4, 2), (20, 2000 * 100 * 4, 1), (40, 4000 * 100 * 4, 1), (40, 1000, 10), (3, 1000, 1)],
+)
+def test_chunks_fit_the_cache_and_leave_work_for_the_cores(num_tasks, layer_bytes, expected):
+    assert cached_chunk_size(num_tasks, layer_bytes) == expected
 
 
 def test_impossible_chunk_sizes_are_refused_and_cores_are_counted():

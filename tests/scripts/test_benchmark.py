@@ -16,7 +16,7 @@ Run = Callable[..., tuple[int, str, str]]
         ("--inner-lr", "nan"),
         ("--hidden-sizes", "0"),
         ("--fvp-fraction", "nan"),
-        ("--chunk-size", "0"),
+        ("--chunk-size", "-1"),
         ("--meta-batch-size", "0"),
         ("--repeats", "0"),
         ("--device", "cuda"),
