@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from envs.family import Backend, State, TaskFamily
+    from envs.family import Backend, State, TaskFamily, VariesDynamics, VariesFields
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class BatchedEnv:
         self._action_centre = (low + high) / 2
         self._action_half_range = (high - low) / (2 * spec.action_scale)
         self.num_tasks = tasks.shape[0]
+        self._lane_task = torch.empty(num_lanes, family.task_dim, **self._options)
         self.set_tasks(tasks)
         self._elapsed = torch.zeros(num_lanes, dtype=torch.int64, device=device)
         self._terminated = torch.zeros(num_lanes, dtype=torch.bool, device=device)
@@ -84,7 +86,12 @@ class BatchedEnv:
         """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset all of them before the next step."""
         _check_tasks(self.family, tasks, self.num_tasks)
         self.tasks = tasks.to(**self._options)
-        self._lane_task = self.tasks.repeat_interleave(self.episodes_per_task, dim=0)
+        # In place: a captured graph goes on reading that memory.
+        self._lane_task.copy_(self.tasks.repeat_interleave(self.episodes_per_task, dim=0))
+        problem, simulator = self.family.problem, self.simulator
+        if hasattr(problem, "model_fields"):
+            physics, dynamics = cast("VariesFields", simulator), cast("VariesDynamics", problem)
+            physics.set_fields(dynamics.model_fields(self._lane_task, physics.nominal_fields))
         self._state = None
 
     @property
@@ -98,8 +105,9 @@ class BatchedEnv:
         """Starts new episodes and returns the observations `[task, episode, obs_dim]` of all of them.
 
         Args:
-            seed: One seed per task, or one integer from which task i's seed is derived. All of a task's initial
-                states come from its own stream, so that they do not depend on the other tasks present.
+            seed: One seed per task, or one integer from which task i's seed is derived. On the CPU all of a task's
+                initial states come from its own stream, so that they do not depend on the other tasks present; on
+                CUDA one stream on the device, from the first seed, serves the whole batch.
             lanes: Boolean `[task, episode]`: reset only these. None resets all.
 
         Raises:
@@ -107,10 +115,14 @@ class BatchedEnv:
                 the first reset of all, and after `set_tasks`.
         """
         task_seeds = derive_task_seeds(seed, self.num_tasks)
+        if self.device.type == "cpu":
+            counts = [self.episodes_per_task] * self.num_tasks
+        else:
+            counts, task_seeds = [len(self._lane_task)], task_seeds[:1]
         draws = []
-        for task_seed in task_seeds:
-            generator = torch.Generator(device="cpu").manual_seed(task_seed)
-            draws.append(self.family.problem.initial_state(self.episodes_per_task, generator))
+        for count, task_seed in zip(counts, task_seeds, strict=True):
+            generator = torch.Generator(self.device).manual_seed(task_seed)
+            draws.append(self.family.problem.initial_state(count, generator))
         initial = {key: torch.cat([draw[key] for draw in draws]).to(**self._options) for key in draws[0]}
         return self.reset_to(initial, lanes)
 
@@ -169,6 +181,30 @@ class BatchedEnv:
             self._unflatten(self._terminated),
             self._unflatten(self._truncated),
         )
+
+    @property
+    def generation(self) -> int:
+        """Changes when the physics has moved to other memory: a graph captured before is void."""
+        return self.simulator.generation
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Put around the body of a `torch.cuda.graph` that steps these worlds."""
+        return self.simulator.capturing()
+
+    def memory(self) -> list[Tensor]:
+        """What the next step reads beside the simulator's own state and the tasks; none of it may be changed."""
+        assert self._observation is not None
+        return [*self.state.values(), self._observation, self._elapsed, self._terminated, self._truncated]
+
+    def move_to(self, memory: list[Tensor]) -> None:
+        """Copies `memory()` into the given tensors and goes on from there.
+
+        A step makes new tensors; moved back into those it started from, it is one that a CUDA graph can repeat.
+        """
+        for target, value in zip(memory, self.memory(), strict=True):
+            target.copy_(value)
+        *state, self._observation, self._elapsed, self._terminated, self._truncated = memory
+        self._state = dict(zip(self.state, state, strict=True))
 
     def applied_action(self, actions: Tensor) -> Tensor:
         """Maps policy actions `[..., act_dim]` linearly onto the environment's range and clips them to it."""

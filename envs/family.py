@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, final
 
@@ -23,10 +24,10 @@ from envs.presets import PublishedCurve
 
 Split = Literal["train", "test"]
 Backend = Literal["auto", "torch", "mujoco", "warp"]
-"""What advances the worlds. "warp" names the place of MuJoCo on a GPU; no family has it yet, and all refuse it."""
+"""What advances the worlds: torch code, MuJoCo on CPU threads, or MuJoCo Warp on a GPU (or, for tests, on the CPU)."""
 
 State = Mapping[str, Tensor]
-"""Batched state of many worlds: name -> `[lane, ...]`; float64 on the CPU, float32 on a GPU."""
+"""Batched state of many worlds: name -> `[lane, ...]`, in the simulator's precision."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Simulator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type of the state: float64 on the CPU."""
+        """Floating type of the state: float64 on the CPU, float32 on a GPU and in MuJoCo Warp."""
         ...
 
     def state(self) -> State:
@@ -104,8 +105,30 @@ class Simulator(Protocol):
         """
         ...
 
+    def capturing(self) -> AbstractContextManager[None]:
+        """Put around the body of a `torch.cuda.graph` in which worlds are stepped. On the CPU it is never asked for."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Changes when the state has moved to other memory, which a captured graph would not follow."""
+        ...
+
     def failed(self) -> Tensor:
-        """Boolean `[lane]`: worlds whose physics has diverged since their last reset."""
+        """Boolean `[lane]`: worlds whose physics has diverged, or did not fit its memory, since their last reset."""
+        ...
+
+
+class VariesFields(Protocol):
+    """What a `Simulator` offers beside, where the model it runs has fields that differ from world to world."""
+
+    @property
+    def nominal_fields(self) -> Mapping[str, Tensor]:
+        """The model's own values of those fields, one world's each."""
+        ...
+
+    def set_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """Gives every world its own values, `[lane, ...]` each. Reset the worlds before the next step."""
         ...
 
 
@@ -171,6 +194,19 @@ class DescribesSteps(Protocol):
 
     def describe_step(self, before: State, after: State, task: Tensor) -> Mapping[str, Measured]:
         """Label -> quantity achieved over the control step, under `task [lane, task_dim]`; most important first."""
+        ...
+
+
+class VariesDynamics(Protocol):
+    """An optional part of a `Problem`: tasks that change the physics itself, such as masses or friction."""
+
+    def model_fields(self, task: Tensor, nominal: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Model field -> values of every world `[lane, ...]`, for `task [lane, task_dim]`.
+
+        Args:
+            task: Of every world.
+            nominal: The model's own values, without a lane axis, of the fields that `MujocoModel.varied` names.
+        """
         ...
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import final
 
 import torch
@@ -28,21 +30,29 @@ class TorchSimulator:
         self.device = device
         self.dtype = torch.float64 if device.type == "cpu" else torch.float32
         self._transition = transition
-        self._state: State = {}
+        self._state: dict[str, Tensor] = {}
+        self.generation = 0
 
     def state(self) -> State:
-        return self._state
+        return {name: value.clone() for name, value in self._state.items()}
 
     def reset(self, initial: State, lanes: Tensor | None) -> None:
-        if lanes is None or not self._state:
+        if not self._state:
             # Copies, so that what the caller does to its own tensors later moves no world.
             self._state = {name: value.clone() for name, value in initial.items()}
-        else:
-            self._state = _select(lanes, initial, self._state)
+        self._put(initial, lanes)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
-        following = self._transition(self._state, control)
-        self._state = following if lanes is None else _select(lanes, following, self._state)
+        self._put(self._transition(self._state, control), lanes)
+
+    def _put(self, values: State, lanes: Tensor | None) -> None:
+        """Into the memory the state already has: a captured CUDA graph goes on reading it there."""
+        for name, value in (values if lanes is None else _select(lanes, values, self._state)).items():
+            self._state[name].copy_(value)
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Nothing but torch runs here, which knows of its own captures."""
+        return contextlib.nullcontext()
 
     def failed(self) -> Tensor:
         failed = torch.zeros(self.num_lanes, dtype=torch.bool, device=self.device)

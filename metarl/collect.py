@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarl.parallel import one_intra_op_thread
-from metarl.policies import per_task
+from metarl.step_graph import StepRecord, control_step, step_graph
 from metarl.types import BatchedEnv, Distribution, Params, Policy, Rollout
 
 
@@ -76,43 +76,50 @@ def _collect_wave(
 ) -> Rollout:
     """One episode in each of `worlds` (`[task, episode]`, None for all)."""
     distribution = policy.distribution
-    act = per_task(policy)
     shape = (env.num_tasks, env.episodes_per_task)
     dtype = next(iter(params.values())).dtype
     with one_intra_op_thread():
         action_noise = noise.action_noise(wave, shape[1], env.horizon, distribution, policy.action_dim)
         # Time-major while stepping: a step then reads and writes contiguous blocks instead of a row per world.
         action_noise = action_noise.to(device=env.device, dtype=dtype).movedim(2, 0).contiguous()
-        observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
         live = torch.ones(shape, dtype=torch.bool, device=env.device) if worlds is None else worlds
-        record: tuple | None = None
-        for t in range(env.horizon):
-            dist_params = act(params, observation)
-            action = distribution.sample(dist_params, action_noise[t])
-            step = env.step(action)
-            now = (observation, action, step.reward.to(dtype), step.terminated, step.truncated, live, dist_params)
-            if record is None:
-                record = tree_map(lambda x: x.new_zeros(env.horizon, *x.shape), now)
-            tree_map(lambda to, x: to[t].copy_(x), record, now)  # noqa: B023 (called at once)
-            observation = step.observation.to(dtype)
-            live = live & ~(step.terminated | step.truncated)
-            # On a GPU the question would stop the host at every step; there the episode always runs to the horizon.
-            if env.device.type == "cpu" and not bool(live.any()):
-                break
-        assert record is not None
-        task_major = tree_map(lambda x: x.movedim(0, 2).contiguous(), record)
-        observations, actions, rewards, terminated, truncated, valid, dist_params = task_major
+        if env.device.type == "cuda":
+            graph = step_graph(env, policy, params, action_noise)
+            observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
+            record, observation = graph.run(env, params, action_noise, observation, live)
+        else:
+            observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
+            record, observation = _run_on_cpu(env, policy, params, action_noise, observation, live)
+        # A copy in any case: a graph's record is overwritten by the next episode.
+        task_major = tree_map(lambda x: x.movedim(0, 2).clone(memory_format=torch.contiguous_format), record)
+        valid = task_major.live
         return Rollout(
-            observations=observations,
-            actions=actions,
-            rewards=rewards,
-            terminated=terminated & valid,
-            truncated=truncated & valid,
+            observations=task_major.observation,
+            actions=task_major.action,
+            rewards=task_major.reward,
+            terminated=task_major.terminated & valid,
+            truncated=task_major.truncated & valid,
             valid=valid,
             final_observation=observation,
-            log_prob=distribution.log_prob(dist_params, actions),
-            dist_params=dist_params,
+            log_prob=distribution.log_prob(task_major.dist_params, task_major.action),
+            dist_params=task_major.dist_params,
         )
+
+
+def _run_on_cpu(
+    env: BatchedEnv, policy: Policy, params: Params, action_noise: Tensor, observation: Tensor, live: Tensor
+) -> tuple[StepRecord, Tensor]:
+    """Steps until every episode is over: the record, time-major, and the last observations."""
+    record = None
+    for t in range(env.horizon):
+        now, observation, live = control_step(env, policy, params, action_noise[t], observation, live)
+        if record is None:
+            record = tree_map(lambda x: x.new_zeros(env.horizon, *x.shape), now)
+        tree_map(lambda to, x: to[t].copy_(x), record, now)  # noqa: B023 (called at once)
+        if not bool(live.any()):
+            break
+    assert record is not None
+    return record, observation
 
 
 def _join(first: Rollout, second: Rollout) -> Rollout:

@@ -66,3 +66,35 @@ class TaskNoise:
                 for seed in seeds
             ]
         )
+
+
+@final
+class DeviceNoise:
+    """The noise of one collection drawn where the worlds are: one stream per wave for all tasks.
+
+    Args:
+        key: Key of the collection, e.g. (purpose, seed, iteration, phase).
+        num_tasks: Number of tasks.
+        device: Where the numbers are drawn.
+    """
+
+    def __init__(self, key: Sequence[int], num_tasks: int, device: torch.device) -> None:
+        self._key = tuple(key)
+        self._num_tasks = num_tasks
+        self._device = device
+
+    def reset_seeds(self, wave: int) -> list[int]:
+        """One seed per task for the initial states of wave `wave` of episodes."""
+        return task_seeds((*self._key, wave, 0), self._num_tasks)
+
+    def action_noise(
+        self, wave: int, episodes: int, horizon: int, distribution: Distribution, action_dim: int
+    ) -> Tensor:
+        """Action noise `[task, episode, time, act_dim]` of wave `wave`, drawn on the device."""
+        generator = torch.Generator(self._device).manual_seed(task_seeds((*self._key, wave, 1), 1)[0])
+        return distribution.draw_noise((self._num_tasks, episodes, horizon), action_dim, generator)
+
+
+def collection_noise(key: Sequence[int], num_tasks: int, device: torch.device) -> TaskNoise | DeviceNoise:
+    """Where a collection on `device` gets its noise: one stream per task on the CPU, one for all on a GPU."""
+    return TaskNoise(key, num_tasks) if device.type == "cpu" else DeviceNoise(key, num_tasks, device)

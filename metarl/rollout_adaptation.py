@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarl.adaptation import InnerLR, Loss, adapt
 from metarl.collect import collect
-from metarl.noise import TaskNoise
+from metarl.noise import collection_noise
 from metarl.ops.tree import expand_tasks
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.samples import advantages, to_samples
@@ -97,7 +97,7 @@ def adapt_on_rollouts(
     def fresh(theta: Params, k: int) -> Samples:
         nonlocal seconds, cpu_seconds
         start, start_cpu = time.perf_counter(), time.process_time()
-        noise = TaskNoise((*noise_key, k), env.num_tasks)
+        noise = collection_noise((*noise_key, k), env.num_tasks, env.device)
         rollouts.append(collect(env, policy, theta, noise, steps_per_task=steps_per_task))
         seconds += time.perf_counter() - start
         cpu_seconds += time.process_time() - start_cpu

@@ -7,6 +7,13 @@ from typing import Literal
 
 DerivedKind = Literal["body_position", "subtree_com", "subtree_velocity"]
 Instant = Literal["last_substep", "new_state"]
+VariedField = Literal[
+    "body_mass", "body_inertia", "geom_friction", "dof_damping", "actuator_gainprm", "actuator_biasprm", "opt.gravity"
+]
+"""Model fields that may differ from world to world, by the names MuJoCo gives them."""
+
+CONSTANTS_FOLLOW: tuple[VariedField, ...] = ("body_mass", "body_inertia")
+"""Fields that other constants of the model derive from (`mj_setConst`)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,11 @@ class MujocoModel:
             state BEFORE the last substep, one timestep behind qpos (with the Euler integrator; this is also what
             Gymnasium's environments read from `data`). "new_state" evaluates them at the state that the step ended in.
             After a reset they belong to the reset state in both cases.
+        varied: Model fields that differ from world to world; a family that names some has a `model_fields` method
+            (`envs.family.VariesDynamics`). Scale inertia with mass.
+        contacts_per_world: Room for contacts on the GPU, shared by all worlds: a mean, with a margin. MuJoCo on the CPU
+            needs no such number. What does not fit is noticed, voids the episode, and the room is doubled.
+        constraints_per_world: Room for constraint rows of each world on the GPU; likewise. It drives memory and work.
     """
 
     asset: str
@@ -45,3 +57,6 @@ class MujocoModel:
     timestep: float | None = None
     derived: tuple[Derived, ...] = ()
     derived_at: Instant = "last_substep"
+    varied: tuple[VariedField, ...] = ()
+    contacts_per_world: int = 24
+    constraints_per_world: int = 96

@@ -10,17 +10,17 @@ equals a plain `mujoco.mj_step` loop bit for bit whatever the other lanes do and
 from __future__ import annotations
 
 import threading
-import warnings
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, final
 
-import gymnasium
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.physics.model import Derived, MujocoModel
+from envs.physics.compile import build_model
+from envs.physics.model import CONSTANTS_FOLLOW, Derived, MujocoModel
 
 if TYPE_CHECKING:
     from envs.family import State
@@ -35,27 +35,6 @@ except ImportError as error:
 
 # The four kinds of divergence are neighbours in MuJoCo's list, which makes reading them a cheap strided view.
 _DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
-
-
-def build_model(description: MujocoModel) -> mujoco.MjModel:
-    """Compiles the model a family describes, without a message on screen or a log file in the working directory."""
-    path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / description.asset
-    with warnings.catch_warnings():
-        # Gymnasium's half_cheetah.xml uses an attribute that MuJoCo 4 calls deprecated; the model is what it is.
-        warnings.filterwarnings("ignore", message=".*settotalmass")
-        spec = mujoco.MjSpec.from_file(str(path))
-        for quantity in description.derived:
-            if quantity.kind == "subtree_velocity":
-                spec.add_sensor(
-                    name=quantity.name,
-                    type=mujoco.mjtSensor.mjSENS_SUBTREELINVEL,
-                    objtype=mujoco.mjtObj.mjOBJ_BODY,
-                    objname=quantity.body,
-                )
-        model = spec.compile()
-    if description.timestep is not None:
-        model.opt.timestep = description.timestep
-    return model
 
 
 @final
@@ -119,9 +98,18 @@ class MujocoCpuSimulator:
         threads = max(1, min(num_threads, num_lanes))
         self._batch = Batch(self.model, num_lanes, nthread=threads, persistent=at_new_state)
         self._qpos, self._qvel, self._control = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._varied = {name: self._batch.expand(name) for name in model.varied}
+        self.nominal_fields = {name: torch.from_numpy(values[0].copy()) for name, values in self._varied.items()}
         self._views = {"qpos": self._qpos, "qvel": self._qvel}
         self._views |= {quantity.name: self._bind_derived(quantity) for quantity in model.derived}
+        self.generation = 0
         self.reset({}, None)
+
+    def set_fields(self, fields: Mapping[str, Tensor]) -> None:
+        for name, values in fields.items():
+            self._varied[name][:] = values.numpy()
+        if any(name in CONSTANTS_FOLLOW for name in fields):
+            self._batch.set_const()
 
     def state(self) -> State:
         # The bound arrays are live and strided: copies are both a snapshot and contiguous.
@@ -159,6 +147,9 @@ class MujocoCpuSimulator:
                 # MuJoCo computes it only where a sensor asks for it.
                 start = int(self.model.sensor(quantity.name).adr[0])
                 return self._batch.bind("sensordata")[:, start : start + 3]
+
+    def capturing(self) -> AbstractContextManager[None]:
+        raise RuntimeError("MuJoCo on CPU threads cannot be part of a CUDA graph.")
 
     def failed(self) -> Tensor:
         # The counters survive until the lane is reset, and time does not help: MuJoCo restarts it within the step.

@@ -13,8 +13,8 @@ import mujoco
 import numpy as np
 from torch import Tensor
 
+from envs.physics.compile import build_model
 from envs.physics.model import MujocoModel
-from envs.physics.mujoco_cpu import build_model
 
 if TYPE_CHECKING:
     from envs.family import State

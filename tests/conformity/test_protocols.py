@@ -124,7 +124,11 @@ def test_a_misfit_is_found() -> None:
         def step(self, actions: Any, masks: Any) -> None: ...
 
     assert misfits(wanted.BatchedEnv, Other()) == [
+        "capturing is missing",
         "device is missing",
+        "generation is missing",
+        "memory is missing",
+        "move_to is missing",
         "reset(): seed is not parameter number 0",
         "reset(): lanes is not parameter number 1",
         "step(): masks is needed",

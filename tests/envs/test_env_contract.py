@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -17,9 +18,27 @@ PHYSICS = "halfcheetah-vel"
 TASKS, EPISODES = 3, 2
 
 
-@pytest.fixture(params=ALL_VARIANTS)
-def family(request: pytest.FixtureRequest) -> TaskFamily:
-    return envs.make(request.param)
+WARP = [f"{name} on warp" for name in (f"{PHYSICS}@plain", f"{PHYSICS}@maml2017", f"{PHYSICS}@pearl")]
+"""One variant of each kind of derived quantity; MuJoCo Warp's CPU device."""
+
+
+def make_family(name: str, observe_task: bool = False) -> TaskFamily:
+    """A family by a name such as "halfcheetah-vel@plain on warp": its `batch` then takes that backend."""
+    name, _, backend = name.partition(" on ")
+    family = envs.make(name, observe_task=observe_task)
+    if backend:
+        family.batch = functools.partial(family.batch, backend=backend)
+    return family
+
+
+@pytest.fixture(params=[*ALL_VARIANTS, *WARP])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def family(name: str) -> TaskFamily:
+    return make_family(name)
 
 
 def random_actions(family: TaskFamily, steps: int, seed: int = 0) -> torch.Tensor:
@@ -35,7 +54,7 @@ def test_shapes_dtypes_and_metadata(family: TaskFamily) -> None:
     assert observation.shape == (TASKS, EPISODES, family.observation_dim)
     step = env.step(random_actions(family, 1)[0])
     assert step.observation.shape == observation.shape
-    assert step.observation.dtype == step.reward.dtype == observation.dtype == torch.float64
+    assert step.observation.dtype == step.reward.dtype == observation.dtype == env.simulator.dtype
     for value in (step.reward, step.terminated, step.truncated):
         assert value.shape == (TASKS, EPISODES)
     assert step.terminated.dtype == step.truncated.dtype == torch.bool
@@ -209,15 +228,15 @@ def test_tasks_depend_on_nothing_but_their_index(family: TaskFamily) -> None:
         family.sample_tasks(1, seed=-1)
 
 
-def test_the_task_is_observed_only_on_request(family: TaskFamily) -> None:
-    oracle = envs.make(family.spec.id, observe_task=True)
+def test_the_task_is_observed_only_on_request(name: str, family: TaskFamily) -> None:
+    oracle = make_family(name, observe_task=True)
     assert oracle.observation_dim == family.observation_dim + family.task_dim
     tasks = family.sample_tasks(TASKS)
     seen, unseen = oracle.batch(tasks, EPISODES), family.batch(tasks, EPISODES)
     other = family.batch(family.sample_tasks(TASKS, seed=9), EPISODES)
     observation = unseen.reset(0)
     assert torch.equal(other.reset(0), observation)
-    expected = torch.cat([observation, tasks[:, None].expand(-1, EPISODES, -1)], dim=-1)
+    expected = torch.cat([observation, tasks[:, None].expand(-1, EPISODES, -1).to(observation)], dim=-1)
     assert torch.equal(seen.reset(0), expected)
     actions = random_actions(family, 1)[0]
     assert torch.equal(unseen.step(actions).observation, other.step(actions).observation)
@@ -234,7 +253,10 @@ def test_bad_input_is_refused_in_one_sentence(family: TaskFamily) -> None:
     with pytest.raises(ValueError, match="episodes_per_task is 0"):
         family.batch(tasks, 0)
     with pytest.raises(ValueError, match="backend"):
-        family.batch(tasks, 1, backend="warp")
+        family.batch(tasks, 1, backend="nonsense")
+    if family.spec.name == PHYSICS:
+        with pytest.raises(ValueError, match="device is 'meta'"):
+            family.batch(tasks, 1, device="meta")
     env = family.batch(tasks, EPISODES)
     with pytest.raises(RuntimeError, match="call reset"):
         env.step(random_actions(family, 1)[0])
