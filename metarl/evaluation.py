@@ -82,7 +82,7 @@ def evaluate_adaptation(
     data = adapt_on_rollouts(
         family.batch(tasks, episodes_per_task, device, num_threads=chunks.num_threads if chunks else None),
         policy,
-        params,
+        {name: value.to(device) for name, value in params.items()},
         loss,
         inner_lr=inner_lr,
         num_steps=num_steps,
@@ -91,5 +91,5 @@ def evaluate_adaptation(
         steps_per_task=steps_per_task,
         chunks=chunks or TaskChunks(),
     )
-    returns = torch.stack([rollout.mean_return() for rollout in data.rollouts], dim=1).double()
+    returns = torch.stack([rollout.mean_return() for rollout in data.rollouts], dim=1).double().cpu()
     return AdaptationCurve(returns, data.num_steps()), data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
 from metarl.ops.trust_region import TrustRegionStep
@@ -13,13 +15,15 @@ def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]
     """Mean return, entropy and standard deviation before each inner step and after the last."""
     metrics = {}
     for k, rollout in enumerate(data.rollouts):
-        metrics[f"return/step_{k}"] = float(rollout.mean_return().mean())
+        metrics[f"return/step_{k}"] = rollout.mean_return().mean()
         entropy = policy.distribution.entropy(rollout.dist_params)
-        metrics[f"entropy/step_{k}"] = float(masked_mean(entropy, rollout.valid).mean())
+        metrics[f"entropy/step_{k}"] = masked_mean(entropy, rollout.valid).mean()
         if isinstance(rollout.dist_params, Gaussian):
             std = rollout.dist_params.log_std.exp().mean(-1)
-            metrics[f"std/step_{k}"] = float(masked_mean(std, rollout.valid).mean())
-    return metrics | {"nonfinite_steps": float(data.num_nonfinite())}
+            metrics[f"std/step_{k}"] = masked_mean(std, rollout.valid).mean()
+    # One transfer for all of them: each would wait for the GPU.
+    values = torch.stack(list(metrics.values())).tolist()
+    return dict(zip(metrics, values, strict=True)) | {"nonfinite_steps": float(data.num_nonfinite())}
 
 
 def step_metrics(step: TrustRegionStep | None) -> dict[str, float]:

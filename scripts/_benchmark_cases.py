@@ -29,7 +29,7 @@ class Case:
         hidden, activation = config.policy.hidden_sizes, config.policy.activation
         self.sizes = (family.observation_dim, *hidden, family.action_dim)
         self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, activation)
-        self.chunks = make_chunks(self.config, self.policy, family.horizon, self.threads)
+        self.chunks = make_chunks(self.config, self.policy, family.horizon, config.device, self.threads)
 
     def make_env(self) -> BatchedEnv:
         tasks = self.family.sample_tasks(self.config.meta_batch_size)

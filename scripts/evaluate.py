@@ -14,10 +14,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import _common
 import tyro
 
+from metarl.experiment.config import check_device
 from metarl.experiment.errors import UserError, describe_os_error, reports_errors
 from metarl.experiment.evaluate_run import DEFAULT_STEPS
 from metarl.experiment.files import check_writable, write_json
@@ -36,6 +38,7 @@ class Arguments:
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
             kept, e.g. iteration_50.
         seed: Seed of the evaluation's noise (and of drawn tasks).
+        device: Where it runs, wherever the run was trained.
         json: Where to write the results as JSON as well.
     """
 
@@ -45,6 +48,7 @@ class Arguments:
     episodes: int | None = None
     checkpoint: str = "best"
     seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
     json: Path | None = None
 
 
@@ -65,7 +69,7 @@ def table(record: dict, published: Sequence[PublishedCurve], same_tasks: bool) -
 def saved_table(arguments: Arguments, checkpoint: str) -> Path | None:
     """Where the run's own table goes; None unless this is the default protocol and the run is not a pretrained one."""
     protocol = {f.name: f.default for f in dataclasses.fields(Arguments)}
-    for name in ("steps", "num_tasks", "episodes", "seed"):
+    for name in ("steps", "num_tasks", "episodes", "seed", "device"):
         if getattr(arguments, name) != protocol[name]:
             return None
     if (_common.REPOSITORY / "pretrained").resolve() in arguments.run.resolve().parents:
@@ -80,6 +84,7 @@ def main() -> None:
     _common.require_positive(arguments, "num_tasks", "episodes")
     if arguments.steps < 0 or arguments.seed < 0:
         raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
+    check_device(arguments.device)
     if arguments.json:
         check_writable(arguments.json)
     run = _common.load_run(arguments.run, arguments.checkpoint)
@@ -88,7 +93,12 @@ def main() -> None:
 
     tasks, origin = test_tasks(run, arguments.num_tasks, arguments.seed)
     curve, data = evaluate_run(
-        run, tasks, num_steps=arguments.steps, episodes_per_task=arguments.episodes, seed=arguments.seed
+        run,
+        tasks,
+        num_steps=arguments.steps,
+        episodes_per_task=arguments.episodes,
+        seed=arguments.seed,
+        device=arguments.device,
     )
     record = evaluation_record(run, tasks, arguments.seed, curve, data)
     default = saved_table(arguments, run.checkpoint)

@@ -38,14 +38,14 @@ from metarl.adaptation import AdaptationJacobian, Loss, adapt
 from metarl.agent import Agent
 from metarl.collect import worlds_for_budget
 from metarl.fisher import AdaptedFisher, PolicyFisher
-from metarl.memory import SavedBytes
+from metarl.memory import KEPT_LAYERS, SavedBytes, graph_budget
 from metarl.metrics import rollout_metrics, step_metrics
 from metarl.noise import EVALUATION, TRAINING
 from metarl.ops import surrogate
 from metarl.ops.masked import masked_mean
 from metarl.ops.tree import add_all, all_finite, expand_tasks, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
-from metarl.parallel import TaskChunks, cached_chunk_size, one_intra_op_thread
+from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params, per_task
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params, Policy, Samples, TaskFamily
@@ -79,8 +79,10 @@ class MAMLTRPOConfig:
             for speed.
         line_search_steps: Largest number of step lengths tried.
         line_search_decay: Factor from one step length to the next.
-        chunk_size: Tasks handled together in the update; 0 takes as many as keep a layer's activations in cache.
-        memory_budget_mb: Graphs kept for conjugate gradient; beyond it they are rebuilt for every product.
+        chunk_size: Tasks handled together in the update; 0 takes as many as keep a layer's activations in cache (on a
+            GPU: as many as fit its free memory).
+        memory_budget_mb: Graphs kept for conjugate gradient; beyond it they are rebuilt for every product. 0 takes 1500
+            (on a GPU: half of its free memory).
     """
 
     meta_batch_size: int = 40
@@ -102,7 +104,7 @@ class MAMLTRPOConfig:
     line_search_steps: int = 15
     line_search_decay: float = 0.8
     chunk_size: int = 0
-    memory_budget_mb: int = 1500
+    memory_budget_mb: int = 0
 
     def step_sizes(self, num_steps: int) -> list[float]:
         """Inner step sizes of the first `num_steps` steps."""
@@ -230,7 +232,9 @@ def fisher_metric(
     slices = chunks.slices(num_tasks)
     with SavedBytes() as saved:
         first = build(slices[0])
-    num_kept = min(max(config.memory_budget_mb * 2**20 // max(saved.total, 1), 1), len(slices))
+    device = batch.metric_samples[0].valid.device
+    budget = config.memory_budget_mb * 2**20 or graph_budget(device)
+    num_kept = min(max(budget // max(saved.total, 1), 1), len(slices))
     blocks: list[AdaptedFisher | slice] = [first, *chunks.map_items(build, slices[1:num_kept]), *slices[num_kept:]]
 
     def product(vector: Params) -> Params:
@@ -276,12 +280,18 @@ def update(
     return step, norm
 
 
-def make_chunks(config: MAMLTRPOConfig, policy: Policy, horizon: int, num_threads: int | None) -> TaskChunks:
+def make_chunks(
+    config: MAMLTRPOConfig, policy: Policy, horizon: int, device: str, num_threads: int | None
+) -> TaskChunks:
     """How the update splits tasks: `config.chunk_size`, or one chosen for the size of the policy and the data."""
     rows = config.steps_per_task or config.episodes_per_task * horizon
-    parameters = [value for _, value in policy.named_parameters()]
-    layer_bytes = rows * max(value.shape[0] * value.element_size() for value in parameters)
-    return TaskChunks(config.chunk_size or cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
+    weights = [value for _, value in policy.named_parameters() if value.ndim > 1]
+    layer_bytes = rows * max(value.shape[0] * value.element_size() for value in weights)
+    if device == "cpu":
+        return TaskChunks(config.chunk_size or cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
+    graph_bytes = KEPT_LAYERS * len(weights) * (config.num_inner_steps + 1) * layer_bytes
+    size = fitting_chunk_size(config.meta_batch_size, graph_bytes, graph_budget(torch.device(device)))
+    return TaskChunks(config.chunk_size or size, num_threads=1)
 
 
 @final
@@ -315,7 +325,7 @@ class MAMLTRPO:
         self.env_steps = 0
         self.skipped_updates = 0
         self._device = device
-        self._chunks = make_chunks(config, policy, family.horizon, num_threads)
+        self.chunks = make_chunks(config, policy, family.horizon, device, num_threads)
         budget, episodes = config.steps_per_task, config.episodes_per_task
         if budget:
             episodes = worlds_for_budget(budget, family.horizon)
@@ -342,7 +352,7 @@ class MAMLTRPO:
                 torch.as_tensor(task, dtype=torch.float64).reshape(1, -1),
                 episodes,
                 self._device,
-                num_threads=self._chunks.num_threads,
+                num_threads=self.chunks.num_threads,
             ),
             self.policy,
             self.params,
@@ -375,13 +385,13 @@ class MAMLTRPO:
             noise_key=(TRAINING, self.seed, self.iteration),
             settings=config.advantage_settings(),
             steps_per_task=config.steps_per_task or None,
-            chunks=self._chunks,
+            chunks=self.chunks,
         )
         metrics = rollout_metrics(self.policy, data)
         step, gradient_norm = None, 0.0
         if metrics["nonfinite_steps"] == 0:
             batch = MetaBatch.of(data, config.fvp_fraction)
-            step, gradient_norm = update(self.policy, self.params, batch, config, self._chunks)
+            step, gradient_norm = update(self.policy, self.params, batch, config, self.chunks)
             if math.isfinite(gradient_norm) and math.isfinite(step.cg_residual) and all_finite(step.params):
                 self.params = step.params
             else:

@@ -61,7 +61,7 @@ class TrainConfig:
         family: Task family, `family` or `family@variant`.
         iterations: Iterations in all; a resumed run continues up to it.
         seed: Seed of the initial policy, of tasks and of noise.
-        device: Where environments and the policy live (cuda is not part of this version).
+        device: Where environments, policy and update live: cpu, or cuda (a GPU; MuJoCo families need the extra `gpu`).
         observe_task: Show the policy its task: the oracle.
         num_threads: Worker threads of the update; 0 takes the cores this process may use.
         keep_every: Iterations between checkpoints that are kept (checkpoints/iteration_N.pt); last.pt is written
@@ -112,6 +112,21 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
             learner=MAMLTRPOConfig(meta_batch_size=40, episodes_per_task=10, inner_lr=0.1),
         )
     return dataclasses.replace(config, iterations=500)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that this machine, or this build of torch, does not have.
+
+    Raises:
+        UserError: Saying what would be right.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu, or install torch's "
+            "CUDA build (README, section Installation)."
+        )
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -190,7 +205,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
             (
                 *("iterations", "keep_every", "policy.min_std", "validation.num_tasks", "validation.steps"),
                 *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters"),
-                *("learner.line_search_steps", "learner.memory_budget_mb", "learner.max_kl", "learner.inner_lr"),
+                *("learner.line_search_steps", "learner.max_kl", "learner.inner_lr"),
                 "learner.later_lr_factor",
             ),
         ),
@@ -199,6 +214,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
             (
                 *("num_threads", "validation.every", "learner.steps_per_task", "learner.num_inner_steps"),
                 *("learner.cg_damping", "learner.cg_tolerance", "learner.chunk_size"),
+                "learner.memory_budget_mb",
             ),
         ),
         "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
@@ -235,11 +251,6 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         )
     if policy.activation not in ("relu", "tanh"):
         raise UserError(f"{label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")
-    if config.device != "cpu":
-        what = f"{label('device')} is {config.device}" if source else f"--device {config.device}"
-        raise UserError(
-            f"{what}: GPU rollouts are not part of this version; use {'cpu' if source else '--device cpu'}."
-        )
     if config.algorithm not in ALGORITHMS:
         prefix = f"{source}: unknown" if source else "Unknown"
         raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(ALGORITHMS)}.")

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarl.algorithms.maml_trpo import inner_loss
+from metarl.algorithms.maml_trpo import inner_loss, make_chunks
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.experiment.loading import LoadedRun
 from metarl.experiment.progress import status
 from metarl.noise import EVALUATION
-from metarl.parallel import TaskChunks
 from metarl.rollout_adaptation import RolloutAdaptation
 
 DEFAULT_NUM_TASKS, DEFAULT_STEPS = 40, 3
@@ -41,6 +40,7 @@ def evaluate_run(
     episodes_per_task: int | None,
     seed: int = 0,
     num_threads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[AdaptationCurve, RolloutAdaptation]:
     """Adaptation curve of a run on `tasks`, with the run's own inner step sizes.
 
@@ -52,6 +52,7 @@ def evaluate_run(
             counts it (in time steps if it has a budget of those), which is the published protocol.
         seed: Noise seed of the evaluation, apart from every training stream.
         num_threads: Worker threads; None takes the available cores.
+        device: Where it runs.
     """
     learner = run.config.learner
     steps_per_task = 2 * learner.steps_per_task if episodes_per_task is None and learner.steps_per_task else None
@@ -68,8 +69,8 @@ def evaluate_run(
             settings=learner.advantage_settings(),
             episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
             steps_per_task=steps_per_task,
-            device=run.config.device,
-            chunks=TaskChunks(num_threads=num_threads),
+            device=device,
+            chunks=make_chunks(learner, run.policy, run.family.horizon, device, num_threads),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class LoadedRun:
 
     Attributes:
         path: The run directory.
-        config: Its settings.
+        config: Its settings, with the device it is looked at on: the CPU, wherever it was trained.
         family: Its task family.
         policy: The policy module (structure only; use `params`).
         params: Meta-parameters of the checkpoint.
@@ -56,7 +57,7 @@ def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], check
     Raises:
         UserError: If it is not a run, or its checkpoint is missing or unusable.
     """
-    config = read_config(path)
+    config = dataclasses.replace(read_config(path), device="cpu")
     folder = path / "checkpoints"
     # Before its first validation a run has no best checkpoint; the last one is what there is to look at.
     if checkpoint == "best" and not (folder / "best.pt").exists() and (folder / "last.pt").exists():

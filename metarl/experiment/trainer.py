@@ -12,13 +12,12 @@ import torch
 
 from metarl.algorithms.maml_trpo import MAMLTRPO, inner_loss
 from metarl.evaluation import evaluate_adaptation
-from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import save_checkpoint
 from metarl.experiment.progress import Progress
 from metarl.experiment.run_directory import CHECKPOINT_FORMAT, RunDirectory, read_checkpoint
 from metarl.noise import VALIDATION
-from metarl.parallel import TaskChunks
 from metarl.policies import GaussianMLPPolicy
 from metarl.types import TaskFamily
 
@@ -40,7 +39,12 @@ def make_policy(family: TaskFamily, config: PolicyConfig, seed: int) -> Gaussian
 
 
 def make_learner(family: TaskFamily, config: TrainConfig) -> MAMLTRPO:
-    """The learner a config describes, before its first iteration."""
+    """The learner a config describes, before its first iteration.
+
+    Raises:
+        UserError: If its device is not there.
+    """
+    check_device(config.device)
     policy = make_policy(family, config.policy, config.seed)
     return MAMLTRPO(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
 
@@ -63,7 +67,6 @@ class Trainer:
         self.learner, self.config, self.run = learner, config, run
         self.family = learner.family
         self.best_score = -math.inf
-        self._chunks = TaskChunks(num_threads=config.num_threads or None)
         self._resumed = resume
         if resume:
             self._restore()
@@ -143,7 +146,7 @@ class Trainer:
             episodes_per_task=settings.episodes_per_task,
             steps_per_task=settings.steps_per_task or None,
             device=self.config.device,
-            chunks=self._chunks,
+            chunks=self.learner.chunks,
         )
         score = float(curve.mean[1:].mean())
         # Written so that a score that is not a number never becomes the best.

@@ -1,0 +1,108 @@
+"""The step that CUDA captures, run on the CPU as it stands: the same episodes as the plain loop, bit for bit.
+
+What the capture itself adds can only be seen on a GPU: tests/gpu.
+"""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+import envs
+from metarl import collect as collect_module
+from metarl.collect import collect
+from metarl.noise import DeviceNoise, TaskNoise, collection_noise
+from metarl.ops import gaussian
+from metarl.policies import GaussianMLPPolicy
+from metarl.step_graph import StepGraph, step_graph
+
+TASKS, EPISODES = 3, 2
+
+
+def set_up(name, backend="auto"):
+    family = envs.make(name)
+    env = family.batch(family.sample_tasks(TASKS), EPISODES, backend=backend)
+    policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (8,))
+    generator = torch.Generator().manual_seed(0)
+    params = {n: 0.3 * torch.randn(TASKS, *v.shape, generator=generator) for n, v in policy.named_parameters()}
+    return env, policy, params
+
+
+def by_graph(env, policy, params, action_noise, observation, live):
+    """In place of the plain loop: the graph's fixed memory, made before the reset that `collect` has just done."""
+    state, elapsed = dict(env.state), env._elapsed.clone()
+    graph = step_graph(env, policy, params, action_noise)
+    env._elapsed.copy_(elapsed)
+    env.reset_to(state, None)
+    return graph.run(env, params, action_noise, observation, live)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("navigation-2d", "auto"), ("halfcheetah-vel", "mujoco"), ("halfcheetah-vel", "warp")]
+)
+def test_the_captured_step_records_what_the_plain_loop_records(name, backend, monkeypatch):
+    env, policy, params = set_up(name, backend)
+    expected = [collect(env, policy, params, TaskNoise((0, k), TASKS)) for k in range(2)]
+    monkeypatch.setattr(collect_module, "_run_on_cpu", by_graph)
+    found = [collect(env, policy, params, TaskNoise((0, k), TASKS)) for k in range(2)]
+    for a, b in zip(expected, found, strict=True):
+        valid = a.valid
+        assert torch.equal(valid, b.valid)
+        for field in ("observations", "actions", "rewards", "terminated", "truncated", "log_prob"):
+            assert torch.equal(getattr(a, field)[valid], getattr(b, field)[valid]), field
+        assert torch.equal(a.final_observation, b.final_observation)
+    assert not torch.equal(found[0].actions, found[1].actions), "a rollout is not overwritten by the next"
+
+
+def test_new_tasks_and_parameters_reach_a_graph_that_is_there():
+    env, policy, params = set_up("navigation-2d")
+    noise = torch.zeros(env.horizon, TASKS, EPISODES, 2)
+    live = torch.ones(TASKS, EPISODES, dtype=torch.bool)
+    graph = step_graph(env, policy, params, noise)
+    first = tree_map(torch.clone, graph.run(env, params, noise, env.reset(0).float(), live)[0])
+    env.set_tasks(env.tasks + 0.2)
+    other = {name: value + 0.1 for name, value in params.items()}
+    assert step_graph(env, policy, other, noise) is graph
+    second = graph.run(env, other, noise, env.reset(0).float(), live)[0]
+    assert not torch.equal(first.reward[0], second.reward[0]) and not torch.equal(first.action, second.action)
+
+
+def test_a_graph_is_made_anew_for_another_policy_shape_or_memory_and_freed_with_its_environment():
+    env, policy, params = set_up("navigation-2d")
+    noise = torch.zeros(env.horizon, TASKS, EPISODES, 2)
+    graph = step_graph(env, policy, params, noise)
+    assert step_graph(env, policy, params, noise) is graph
+    assert not graph.fits(env, GaussianMLPPolicy(2, 2, (8,)), params, noise)
+    assert not graph.fits(env, policy, params, noise[:-1])
+    assert not graph.fits(env, policy, params, noise.double())
+    env.simulator.generation += 1
+    assert step_graph(env, policy, params, noise) is not graph
+    gone = weakref.ref(env)
+    del env, graph
+    gc.collect()
+    assert gone() is None
+
+
+def test_warming_up_leaves_the_fixed_memory_in_range():
+    env, policy, params = set_up("navigation-2d")
+    noise = torch.zeros(env.horizon, TASKS, EPISODES, 2)
+    graph = StepGraph(env, policy, params, noise)
+    for _ in range(env.horizon + 3):
+        graph._step(env)
+    assert int(graph._t) == 3
+
+
+def test_noise_of_a_device_is_a_function_of_its_key():
+    shape = (0, 4, 5, gaussian, 2)
+
+    def noise(*key):
+        return DeviceNoise(key, TASKS, torch.device("cpu")).action_noise(*shape)
+
+    assert noise(0, 1).shape == (TASKS, 4, 5, 2)
+    assert torch.equal(noise(0, 1), noise(0, 1)) and not torch.equal(noise(0, 1), noise(0, 2))
+    seeds = DeviceNoise((0, 1), TASKS, torch.device("cpu"))
+    assert seeds.reset_seeds(0) != seeds.reset_seeds(1)
+    assert isinstance(collection_noise((0,), 1, torch.device("cpu")), TaskNoise)
+    assert isinstance(collection_noise((0,), 1, torch.device("meta")), DeviceNoise)
