@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(NE
 # A change of what is to be installed, or of where torch comes from, runs the installation again.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell \
 	printf %s '$(TORCH_INDEX)' | cksum | cut -d' ' -f1)
+GPU_STAMP := $(STAMP)-gpu
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install -q --disable-pip-version-check -c constraints.txt
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -46,13 +47,19 @@ demo: $(STAMP)
 	@echo; $(BIN)/python scripts/visualize.py $(RUN)
 	@echo; echo "Everything is in $(RUN): figures/ (paths before and after adaptation), evaluation_best.json, metrics.jsonl, TensorBoard events."
 
-test: $(STAMP)
+# GPU physics is tested on its CPU device, which takes one more download (150 MB).
+$(GPU_STAMP): $(STAMP)
+	@echo "Adding MuJoCo Warp for the tests (once) ..."
+	@$(INSTALL) --config-settings editable_mode=compat -e '.[dev,gpu]'
+	@touch $@
+
+test: $(GPU_STAMP)
 	$(BIN)/python -m pytest
 
-test-slow: $(STAMP)
+test-slow: $(GPU_STAMP)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)
+lint: $(GPU_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright

@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import gc
+import math
 import statistics
+from collections.abc import Sequence
 from typing import final
 
 import _benchmark_limits as limits
 from _benchmark_limits import Row, Timing, median, peak_memory_mb, timed
 
 from envs.batched_env import BatchedEnv
-from envs.family import TaskFamily
+from envs.family import Backend, TaskFamily
 from metarl.algorithms.maml_trpo import MAMLTRPO, MetaBatch, inner_loss, make_chunks, update
 from metarl.collect import collect
 from metarl.experiment.config import TrainConfig
-from metarl.noise import TaskNoise
+from metarl.noise import collection_noise
 from metarl.parallel import num_cores, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import RolloutAdaptation, adapt_on_rollouts
+from metarl.types import Params
 
 
 @final
 class Case:
     """A MAML-TRPO set-up; builds nothing large before it is asked to."""
 
-    def __init__(self, family: TaskFamily, config: TrainConfig) -> None:
+    def __init__(self, family: TaskFamily, config: TrainConfig, backend: Backend = "auto") -> None:
         self.family, self.config = family, config.learner
+        self.device: str = config.device
+        self.backend: Backend = backend
         self.threads = config.num_threads or num_cores()
         hidden, activation = config.policy.hidden_sizes, config.policy.activation
         self.sizes = (family.observation_dim, *hidden, family.action_dim)
         self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, activation)
-        self.chunks = make_chunks(self.config, self.policy, family.horizon, config.device, self.threads)
+        self.chunks = make_chunks(self.config, self.policy, family.horizon, self.device, self.threads)
+
+    @property
+    def per_second(self) -> str:
+        """What rates and costs are counted in."""
+        return "s" if self.device == "cuda" else "CPU-s"
+
+    def with_worlds(self, worlds: int) -> Case:
+        """The same with so many worlds: a power of two of tasks, up to the case's own number of them."""
+        tasks = min(2 ** int(math.log2(self.config.meta_batch_size)), worlds)
+        learner = dataclasses.replace(self.config, meta_batch_size=tasks, episodes_per_task=max(1, worlds // tasks))
+        other = copy.copy(self)
+        other.config = learner
+        return other
 
     def make_env(self) -> BatchedEnv:
         tasks = self.family.sample_tasks(self.config.meta_batch_size)
-        return self.family.batch(tasks, self.config.episodes_per_task, num_threads=self.threads)
+        return self.family.batch(
+            tasks, self.config.episodes_per_task, self.device, self.backend, num_threads=self.threads
+        )
+
+    def params(self) -> Params:
+        return {name: value.to(self.device) for name, value in initial_params(self.policy).items()}
 
     def record(self, env: BatchedEnv) -> RolloutAdaptation:
         """One inner step on fresh rollouts, and rollouts with what it gave."""
         return adapt_on_rollouts(
             env,
             self.policy,
-            initial_params(self.policy),
+            self.params(),
             inner_loss(self.policy),
             inner_lr=self.config.inner_lr,
             num_steps=1,
@@ -51,10 +77,30 @@ class Case:
 
 
 @one_intra_op_thread()
-def measure(case: Case, what: str, repeats: int) -> list[Row]:
+def measure(case: Case, what: str, repeats: int, worlds: Sequence[int]) -> list[Row]:
     """Runs a benchmark after one warm-up of everything it times; limit and measurement alternate."""
-    cases = {"rollout": measure_rollout, "update": measure_update, "iteration": measure_iteration}
-    return cases[what](case, repeats)
+    if what == "rollout":
+        return measure_sweep(case, repeats, worlds)
+    return {"update": measure_update, "iteration": measure_iteration}[what](case, repeats)
+
+
+def measure_sweep(case: Case, repeats: int, worlds: Sequence[int]) -> list[Row]:
+    """`measure_rollout` at every number of worlds; on CUDA also the CPU's own rate, at the case's size."""
+    rows = []
+    for number in worlds:
+        rows += measure_rollout(case.with_worlds(number), repeats)
+        gc.collect()  # a simulator and its captured graphs refer to one another
+    if not worlds:
+        rows += measure_rollout(case, repeats)
+    if case.device == "cuda":
+        on_cpu = copy.copy(case)
+        on_cpu.device, on_cpu.backend = "cpu", "auto"
+        on_cpu.chunks = make_chunks(case.config, case.policy, case.family.horizon, "cpu", case.threads)
+        closed = measure_rollout(on_cpu, repeats)[1]
+        rate = closed.measured * closed.cpu_seconds / closed.wall_seconds
+        beside = {"measured": rate, "limit": rate, "ratio": 1.0, "unit": "env steps/s"}
+        rows.append(dataclasses.replace(closed, name="rollout/cpu", **beside))
+    return rows
 
 
 def measure_rollout(case: Case, repeats: int) -> list[Row]:
@@ -67,27 +113,28 @@ def measure_rollout(case: Case, repeats: int) -> list[Row]:
         data.trajectory[-1],
     )
     del data
+    noise = collection_noise((0, 0, 0, 1), env.num_tasks, env.device)
 
     def closed() -> int:
-        return collect(env, case.policy, params, TaskNoise((0, 0, 0, 1), env.num_tasks)).num_steps()
+        return collect(env, case.policy, params, noise).num_steps()
 
     opened, closed_loop = [], []
     for _ in range(repeats):
-        opened.append(timed(lambda: step(controls)))
-        closed_loop.append(timed(closed))
-    reference, ours, memory = median(opened), median(closed_loop), peak_memory_mb()
-    limit, rate = controls.shape[0] * controls.shape[1] / reference.cpu, ours.result / ours.cpu
+        opened.append(timed(lambda: step(controls), case.device))
+        closed_loop.append(timed(closed, case.device))
+    reference, ours, memory = median(opened), median(closed_loop), peak_memory_mb(case.device)
+    limit, rate = controls.shape[0] * controls.shape[1] / reference.cost, ours.result / ours.cost
 
     def row(name: str, rate: float, timing: Timing) -> Row:
-        ratio, unit = rate / limit, "env steps/CPU-s"
-        return Row(f"rollout/{name}", rate, limit, ratio, unit, timing.cpu, timing.wall, memory)
+        unit, worlds = f"env steps/{case.per_second}", controls.shape[1]
+        return Row(f"rollout/{name}", rate, limit, rate / limit, unit, timing.cpu, timing.wall, memory, worlds)
 
     return [row("open_loop", limit, reference), row("closed_loop", rate, ours)]
 
 
 def measure_update(case: Case, repeats: int) -> list[Row]:
     """One meta-update on the same rollouts."""
-    data, params = case.record(case.make_env()), initial_params(case.policy)
+    data, params = case.record(case.make_env()), case.params()
     valid = data.samples(0).valid
 
     def run() -> int:
@@ -97,21 +144,21 @@ def measure_update(case: Case, repeats: int) -> list[Row]:
     run()
     rates, timings = [], []
     for _ in range(repeats):
-        timings.append(timed(run))
+        timings.append(timed(run, case.device))
         rates.append(limits.matmul_rate(case.sizes, valid, case.chunks))
-    ours, rate, memory = median(timings), statistics.median(rates), peak_memory_mb()
+    ours, rate, memory = median(timings), statistics.median(rates), peak_memory_mb(case.device)
     work = limits.update_flops(case.sizes, valid, case.config, ours.result)
     limit = work / rate
-    print(f"{work / 1e9:,.0f} GFLOP of matrix products at {rate / 1e9:.0f} GFLOP/s per core (batched matmul, this run)")
-    return [Row("iteration/update", ours.cpu, limit, ours.cpu / limit, "CPU-s", ours.cpu, ours.wall, memory)]
+    print(f"{work / 1e9:,.0f} GFLOP of matrix products at {rate / 1e9:.0f} GFLOP/s (batched matmul, this run)")
+    return [Row("iteration/update", ours.cost, limit, ours.cost / limit, case.per_second, ours.cpu, ours.wall, memory)]
 
 
 def measure_iteration(case: Case, repeats: int) -> list[Row]:
     """A whole iteration: sampling against open-loop physics for the same steps, updating against matrix products."""
-    learner = MAMLTRPO(case.family, case.policy, case.config, num_threads=case.threads)
+    learner = MAMLTRPO(case.family, case.policy, case.config, device=case.device, num_threads=case.threads)
     learner.iterate()
-    runs: list[Timing[dict[str, float]]] = [timed(learner.iterate)]
-    memory = peak_memory_mb()  # before anything is built that an iteration does not need
+    runs: list[Timing[dict[str, float]]] = [timed(learner.iterate, case.device)]
+    memory = peak_memory_mb(case.device)  # before anything is built that an iteration does not need
     env = case.make_env()
     data = case.record(env)
     step, controls, valid = (
@@ -122,19 +169,24 @@ def measure_iteration(case: Case, repeats: int) -> list[Row]:
     del env, data
     physics, rates = [], []
     for _ in range(repeats):
-        physics.append(timed(lambda: (step(controls), step(controls))))
+        physics.append(timed(lambda: (step(controls), step(controls)), case.device))
         rates.append(limits.matmul_rate(case.sizes, valid, case.chunks))
         if len(runs) < repeats:
-            runs.append(timed(learner.iterate))
+            runs.append(timed(learner.iterate, case.device))
     reference, ours, rate = median(physics), median(runs), statistics.median(rates)
     metrics = ours.result
     update_limit = limits.update_flops(case.sizes, valid, case.config, int(metrics["line_search/evaluations"])) / rate
+    parts = {
+        name: (metrics[f"time/{verb}_cpu_seconds"], metrics[f"time/{verb}_seconds"])
+        for name, verb in (("sampling", "sampling"), ("update", "updating"))
+    }
+    bounds = {"sampling": reference.cost, "update": update_limit, "total": reference.cost + update_limit}
 
-    def row(name: str, cpu: float, wall: float, limit: float) -> Row:
-        return Row(f"iteration/{name}", cpu, limit, cpu / limit, "CPU-s", cpu, wall, memory)
+    def row(name: str, cpu: float, wall: float) -> Row:
+        cost = wall if case.device == "cuda" else cpu
+        ratio = cost / bounds[name]
+        return Row(
+            f"iteration/{name}", cost, bounds[name], ratio, case.per_second, cpu, wall, memory, controls.shape[1]
+        )
 
-    return [
-        row("sampling", metrics["time/sampling_cpu_seconds"], metrics["time/sampling_seconds"], reference.cpu),
-        row("update", metrics["time/updating_cpu_seconds"], metrics["time/updating_seconds"], update_limit),
-        row("total", ours.cpu, ours.wall, reference.cpu + update_limit),
-    ]
+    return [*(row(name, *seconds) for name, seconds in parts.items()), row("total", ours.cpu, ours.wall)]

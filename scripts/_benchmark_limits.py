@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
+from envs.family import State, TaskFamily
+from envs.physics.model import MujocoModel
 from metarl.algorithms.maml_trpo import MAMLTRPOConfig
 from metarl.parallel import TaskChunks
 from metarl.types import Rollout
@@ -25,7 +27,8 @@ T = TypeVar("T")
 class Row:
     """One line of a benchmark: `ratio` is measured / limit for rates and for times alike.
 
-    `peak_memory_mb` is the largest resident memory of the process up to the end of what the row measures.
+    `peak_memory_mb` is the largest resident memory of the process up to the end of what the row measures; on CUDA, the
+    GPU's memory in use then. `worlds` is 0 where no worlds are stepped.
     """
 
     name: str
@@ -36,29 +39,41 @@ class Row:
     cpu_seconds: float
     wall_seconds: float
     peak_memory_mb: float
+    worlds: int = 0
 
 
 @dataclass(frozen=True)
 class Timing(Generic[T]):
-    """CPU and wall seconds of one call, and its result."""
+    """CPU and wall seconds of one call, and its result. `cost` is what counts: CPU seconds, on a GPU wall seconds."""
 
     cpu: float
     wall: float
     result: T
+    cost: float
 
 
-def timed(function: Callable[[], T]) -> Timing[T]:
+def timed(function: Callable[[], T], device: str) -> Timing[T]:
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
     cpu, wall = time.process_time(), time.perf_counter()
     result = function()
-    return Timing(time.process_time() - cpu, time.perf_counter() - wall, result)
+    wait()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Timing(cpu, wall, result, wall if device == "cuda" else cpu)
 
 
 def median(timings: Sequence[Timing[T]]) -> Timing[T]:
-    """The timing with the median CPU time."""
-    return sorted(timings, key=lambda timing: timing.cpu)[len(timings) // 2]
+    """The timing with the median cost."""
+    return sorted(timings, key=lambda timing: timing.cost)[len(timings) // 2]
 
 
-def peak_memory_mb() -> float:
+def peak_memory_mb(device: str) -> float:
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -85,13 +100,15 @@ def open_loop_stepper(env: BatchedEnv, threads: int) -> Callable[[Tensor], None]
 
         return step_torch
 
+    frame_skip = round(env.family.spec.dt / model.opt.timestep)
     # MuJoCo itself, not our simulator around it: the limit must not contain what is measured against it.
+    if simulator.dtype == torch.float32:
+        return _warp_stepper(model, start, frame_skip, description_of(env.family))
     from mujoco.batch import Batch
 
     batch = Batch(model, simulator.num_lanes, nthread=threads)
     qpos, qvel, ctrl = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
     start_qpos, start_qvel = start["qpos"].numpy(), start["qvel"].numpy()
-    frame_skip = round(env.family.spec.dt / model.opt.timestep)
     del simulator
 
     def step_mujoco(controls: Tensor) -> None:
@@ -105,11 +122,50 @@ def open_loop_stepper(env: BatchedEnv, threads: int) -> Callable[[Tensor], None]
     return step_mujoco
 
 
+def description_of(family: TaskFamily) -> MujocoModel:
+    """What a MuJoCo family says of its model."""
+    return cast(Any, family.problem).model
+
+
+def _warp_stepper(model: Any, start: State, frame_skip: int, sizes: MujocoModel) -> Callable[[Tensor], None]:
+    """Raw `mujoco_warp`: one launch of a captured graph per control step, as its own users run it."""
+    import mujoco_warp as mjw
+    import warp as wp
+
+    qpos = start["qpos"]
+    with wp.ScopedDevice(wp.device_from_torch(qpos.device)):
+        warp_model = mjw.put_model(model)
+        warp_model.opt.warn_overflow = 0
+        data = mjw.make_data(
+            model, nworld=len(qpos), nconmax=sizes.contacts_per_world, njmax=sizes.constraints_per_world
+        )
+
+        def substeps() -> None:
+            for _ in range(frame_skip):
+                mjw.step(warp_model, data)
+
+        substeps()
+        with wp.ScopedCapture() as capture:
+            substeps()
+    graph = cast(Any, capture.graph)
+    views = {name: wp.to_torch(getattr(data, name)) for name in ("qpos", "qvel", "ctrl", "qacc_warmstart")}
+
+    def step_warp(controls: Tensor) -> None:
+        for name in ("qpos", "qvel"):
+            views[name].copy_(start[name])
+        views["qacc_warmstart"].zero_()
+        for control in controls:
+            views["ctrl"].copy_(control)
+            wp.capture_launch(graph)
+
+    return step_warp
+
+
 def matmul_rate(sizes: Sequence[int], valid: Tensor, chunks: TaskChunks) -> float:
     """FLOP per CPU-second of the update's typical product: every task's hidden activations by its own weights.
 
-    Measured as the update runs: chunk by chunk over all tasks, so that activations come from memory, and on as many
-    threads, as two threads on one physical core share its arithmetic units.
+    On a GPU per second. Measured as the update runs: chunk by chunk over all tasks, so that activations come from
+    memory, and on as many threads, as two threads on one physical core share its arithmetic units.
 
     Args:
         sizes: Widths of the policy's layers, input and output included.
@@ -117,13 +173,14 @@ def matmul_rate(sizes: Sequence[int], valid: Tensor, chunks: TaskChunks) -> floa
         chunks: As the update splits tasks.
     """
     (tasks, rows), width = valid.shape, max(sizes[1:-1], default=1)
-    left, right = torch.randn(tasks, rows, width), torch.randn(tasks, width, width)
+    device = valid.device
+    left, right = torch.randn(tasks, rows, width, device=device), torch.randn(tasks, width, width, device=device)
 
     def all_tasks() -> None:
         chunks.map(torch.bmm, tasks, left, right)
 
     all_tasks()
-    return 2 * tasks * rows * width**2 / median([timed(all_tasks) for _ in range(9)]).cpu
+    return 2 * tasks * rows * width**2 / median([timed(all_tasks, device.type) for _ in range(9)]).cost
 
 
 def update_flops(sizes: Sequence[int], valid: Tensor, config: MAMLTRPOConfig, line_search_steps: int) -> float:

@@ -3,28 +3,39 @@
     python scripts/benchmark.py rollout --family halfcheetah-vel
     python scripts/benchmark.py iteration --family halfcheetah-vel --fvp-fraction 0.25
     python scripts/benchmark.py iteration --family navigation-2d --meta-batch-size 20 --hidden-sizes 64 64
+    python scripts/benchmark.py rollout --device cuda --plot rollout.png
 
-`rollout`: closed-loop episodes (policy, noise, recording) against native open-loop stepping with the same controls.
+`rollout`: closed-loop episodes (policy, noise, recording) against native open-loop stepping with the same controls; on
+a GPU at 64 to 131072 worlds, with the CPU's rate beside.
 `update`: one meta-update on recorded rollouts against its matrix products (one inner step) at their measured rate.
 `iteration`: a whole MAML-TRPO iteration, split into both. The ratio is measured / limit. CPU-seconds count all threads
-of the process; on a shared machine quote ratios, not seconds. docs/performance.md explains the figures.
+of the process; on a shared machine quote ratios, not seconds. On a GPU seconds are wall time. docs/performance.md
+explains the figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import _common
 import tyro
 
 from metarl.algorithms.maml_trpo import MAMLTRPOConfig
-from metarl.experiment.config import PolicyConfig, TrainConfig, check
+from metarl.experiment.config import PolicyConfig, TrainConfig, check, check_device
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import write_json
+from metarl.experiment.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from _benchmark_limits import Row
+
+
+SWEEP = tuple(2**k for k in range(6, 18))
+"""Numbers of worlds tried on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,12 @@ class Arguments:
         chunk_size: Tasks handled together in the update; 0 chooses as training does.
         repeats: Measurements; the median by CPU time is reported.
         device: Device.
+        backend: Physics engine: auto, or warp with --device cpu for MuJoCo Warp's CPU device (slow; to try the code).
+        worlds: Numbers of worlds for rollout, each with a power of two of tasks; by default 64 to 131072 on cuda and
+            the tasks and episodes above on cpu.
         num_threads: Threads of physics and update; 0 takes the available cores.
         json: Where to write the rows as JSON.
+        plot: Where to draw them (PNG).
     """
 
     what: tyro.conf.Positional[Literal["rollout", "update", "iteration"]]
@@ -58,8 +73,24 @@ class Arguments:
     chunk_size: int = 0
     repeats: int = 3
     device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["auto", "mujoco", "warp", "torch"] = "auto"
+    worlds: tuple[int, ...] = ()
     num_threads: int = 0
     json: Path | None = None
+    plot: Path | None = None
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """One line per row."""
+    print(
+        f"{'':<22}{'worlds':>8}{'measured':>14}{'limit':>14}{'ratio':>8}  {'unit':<18}"
+        f"{'CPU s':>8}{'wall s':>8}{'peak MB':>9}"
+    )
+    for row in rows:
+        print(
+            f"{row.name:<22}{row.worlds or '':>8}{row.measured:>14,.2f}{row.limit:>14,.2f}{row.ratio:>8.2f}  "
+            f"{row.unit:<18}{row.cpu_seconds:>8.2f}{row.wall_seconds:>8.2f}{row.peak_memory_mb:>9.0f}"
+        )
 
 
 @reports_errors
@@ -82,24 +113,36 @@ def main() -> None:
         ),
     )
     check(config)
+    check_device(config.device)
+    if min(arguments.worlds, default=1) < 1:
+        raise UserError(f"--worlds is {' '.join(map(str, arguments.worlds))}; each must be positive.")
+    for path in (arguments.json, arguments.plot):
+        if path:
+            check_writable(path)
     family = _common.make_family(arguments.family)
 
     from _benchmark_cases import Case, measure
+    from _benchmark_limits import description_of
 
-    case = Case(family, config)
-    rows = measure(case, arguments.what, arguments.repeats)
+    case = Case(family, config, arguments.backend)
+    sweep = arguments.worlds or (SWEEP if arguments.device == "cuda" else ())
+    rows = measure(case, arguments.what, arguments.repeats, sweep)
     print(
         f"{family.spec.id}: {arguments.meta_batch_size} tasks x {arguments.episodes_per_task} episodes x "
         f"{family.horizon} steps, policy {'-'.join(map(str, arguments.hidden_sizes))} {arguments.activation}, "
         f"fvp_fraction {arguments.fvp_fraction}, {case.threads} threads, median of {arguments.repeats}"
     )
-    header = f"{'':<22}{'measured':>12}{'limit':>12}{'ratio':>8}  {'unit':<20}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}"
-    print(header)
-    for row in rows:
-        print(
-            f"{row.name:<22}{row.measured:>12,.2f}{row.limit:>12,.2f}{row.ratio:>8.2f}  {row.unit:<20}"
-            f"{row.cpu_seconds:>8.2f}{row.wall_seconds:>8.2f}{row.peak_memory_mb:>9.0f}"
-        )
+    print_table(rows)
+    if arguments.what == "rollout" and family.spec.dt:
+        best = max((row for row in rows if row.name == "rollout/closed_loop"), key=lambda row: row.measured)
+        substeps = description_of(family).frame_skip
+        unit = best.unit.replace("env", "physics")
+        print(f"best closed loop: {best.measured * substeps:,.0f} {unit}, with {best.worlds:,} worlds")
+    if arguments.plot:
+        from _benchmark_plot import draw
+
+        draw(arguments.plot, rows, f"{family.spec.id}, {arguments.device}")
+        print(f"saved {arguments.plot}")
     if arguments.json:
         write_json(arguments.json, [dataclasses.asdict(row) for row in rows])
         print(f"saved {arguments.json}")

@@ -1,0 +1,188 @@
+"""What only a CUDA device can show: captured episodes, parity with the CPU, memory, and no waiting inside an episode.
+
+pytest -m gpu tests/gpu
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+import envs
+from metarl.algorithms.maml_trpo import (
+    MAMLTRPO,
+    MAMLTRPOConfig,
+    MetaBatch,
+    fisher_metric,
+    inner_loss,
+    make_chunks,
+    meta_gradient,
+    update,
+)
+from metarl.collect import collect
+from metarl.noise import DeviceNoise, TaskNoise
+from metarl.ops.tree import expand_tasks
+from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
+from metarl.step_graph import StepGraph
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TASKS, EPISODES = 4, 8
+FAMILIES = ["navigation-2d", "halfcheetah-vel", "halfcheetah-vel@maml2017", "halfcheetah-vel@pearl"]
+
+
+def set_up(name, device, episodes=EPISODES):
+    family = envs.make(name)
+    env = family.batch(family.sample_tasks(TASKS), episodes, device)
+    policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (16, 16))
+    params = {n: v.to(device) for n, v in expand_tasks(initial_params(policy), TASKS).items()}
+    return family, env, policy, params
+
+
+def move(batch, device, dtype=torch.float32):
+    return tree_map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype), batch)
+
+
+@pytest.fixture(autouse=True)
+def no_fallback_warning():
+    """A capture that failed warns and runs slowly; here it fails the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_replayed_episode_is_the_eager_one(name):
+    family, env, policy, params = set_up(name, "cuda")
+    noise = torch.randn(family.horizon, TASKS, EPISODES, family.action_dim, device="cuda")
+    live = torch.ones(TASKS, EPISODES, dtype=torch.bool, device="cuda")
+    captured = StepGraph(env, policy, params, noise)
+    eager = StepGraph(env, policy, params, noise)
+    eager._graph = None
+    records = []
+    for graph in (captured, captured, eager):
+        record, last = graph.run(env, params, noise, env.reset(3).float(), live)
+        records.append((record.observation[:20].clone(), record.action[:20].clone(), record.reward[:20].clone()))
+        assert torch.isfinite(last).all()
+    # Atomics make contact order, and so the last bits, a matter of chance; twenty steps do not amplify them far.
+    for other in records[1:]:
+        for a, b in zip(records[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_gpu_steps_as_the_cpu_does(name):
+    family, gpu, _, _ = set_up(name, "cuda")
+    _, cpu, _, _ = set_up(name, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    initial = family.problem.initial_state(TASKS * EPISODES, generator)
+    initial = {key: value.float() for key, value in initial.items()}
+    cpu.reset_to({key: value.double() for key, value in initial.items()})
+    gpu.reset_to({key: value.cuda() for key, value in initial.items()})
+    for _ in range(3):
+        action = 2 * torch.rand(TASKS, EPISODES, family.action_dim, generator=generator) - 1
+        ours, reference = gpu.step(action.cuda()), cpu.step(action.double())
+        torch.testing.assert_close(ours.observation.cpu().double(), reference.observation, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(ours.reward.cpu().double(), reference.reward, rtol=1e-3, atol=2e-3)
+        assert torch.equal(ours.terminated.cpu(), reference.terminated)
+
+
+@pytest.mark.parametrize("name", FAMILIES[:2])
+def test_nothing_waits_inside_an_episode(name):
+    family, env, policy, params = set_up(name, "cuda")
+    noise = torch.randn(family.horizon, TASKS, EPISODES, family.action_dim, device="cuda")
+    live = torch.ones(TASKS, EPISODES, dtype=torch.bool, device="cuda")
+    graph = StepGraph(env, policy, params, noise)
+    observation = env.reset(0).float()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph.run(env, params, noise, observation, live)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_collections_repeat_and_do_not_overwrite_one_another():
+    _, env, policy, params = set_up("navigation-2d", "cuda")
+    first, again = (collect(env, policy, params, DeviceNoise((0, 1), TASKS, env.device)) for _ in range(2))
+    other = collect(env, policy, params, DeviceNoise((0, 2), TASKS, env.device))
+    assert torch.equal(first.actions, again.actions) and not torch.equal(first.actions, other.actions)
+
+
+@pytest.mark.parametrize("name", FAMILIES[:2])
+def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
+    family, env, policy, _ = set_up(name, "cpu", episodes=20)
+    config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=20)
+    params = initial_params(policy)
+    data = adapt_on_rollouts(
+        env, policy, params, inner_loss(policy),
+        inner_lr=0.1, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+    )  # fmt: skip
+    batch = MetaBatch.of(data, 1.0)
+    steps, gradients = [], []
+    for device in ("cpu", "cuda"):
+        moved = move(batch, device)
+        there = {n: v.to(device) for n, v in params.items()}
+        chunks = make_chunks(config, policy, family.horizon, device, None)
+        gradients.append(meta_gradient(policy, there, moved.samples, config, chunks)[0])
+        steps.append(update(policy, there, moved, config, chunks)[0])
+    for n in params:
+        torch.testing.assert_close(gradients[1][n].cpu(), gradients[0][n], rtol=1e-3, atol=1e-5)
+        step = (steps[0].params[n] - params[n]).abs().max()
+        assert (steps[1].params[n].cpu() - steps[0].params[n]).abs().max() < 0.05 * step + 1e-6
+    assert steps[1].kl == pytest.approx(steps[0].kl, rel=0.05)
+
+
+@pytest.mark.parametrize("name", FAMILIES[:2])
+def test_training_learns_from_end_to_end(name):
+    family = envs.make(name)
+    policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (32, 32))
+    learner = MAMLTRPO(family, policy, MAMLTRPOConfig(meta_batch_size=8, episodes_per_task=10), device="cuda")
+    metrics = [learner.iterate() for _ in range(3)]
+    assert all(m["nonfinite_steps"] == 0 and m["line_search/accepted"] for m in metrics)
+    assert all(value.is_cuda for value in learner.params.values())
+    agent = learner.adapt(family.sample_tasks(1)[0], episodes=4)
+    assert agent.act(torch.zeros(family.observation_dim)).shape == (family.action_dim,)
+
+
+@pytest.fixture
+def tf32():
+    """A switch for TF32 matrix products, off again afterwards."""
+
+    def switch(on):
+        torch.backends.cuda.matmul.allow_tf32 = on
+
+    yield switch
+    switch(False)
+
+
+def test_a_fisher_product_in_float32_is_accurate_and_tf32_is_off(tf32):
+    """Through the adaptation, against float64. What TF32 would cost is printed: that is why it is off."""
+    assert not torch.backends.cuda.matmul.allow_tf32
+    family, env, policy, _ = set_up("halfcheetah-vel", "cpu", episodes=5)
+    params = initial_params(policy)
+    data = adapt_on_rollouts(
+        env, policy, params, inner_loss(policy),
+        inner_lr=0.1, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+    )  # fmt: skip
+    config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=5)
+    chunks = make_chunks(config, policy, family.horizon, "cuda", None)
+
+    def product(dtype, fast):
+        tf32(fast)
+        batch = move(MetaBatch.of(data, 1.0), "cuda", dtype)
+        image = fisher_metric(policy, batch, config, chunks)(
+            {n: torch.ones_like(v, dtype=dtype, device="cuda") for n, v in params.items()}
+        )
+        return torch.cat([v.double().reshape(-1) for v in image.values()])
+
+    exact = product(torch.float64, False)
+    error, fast_error = (float((product(torch.float32, on) - exact).norm() / exact.norm()) for on in (False, True))
+    print(f"relative error of a Fisher product: float32 {error:.1e}, TF32 {fast_error:.1e}")
+    assert error < 1e-4
+
+
+def test_waves_for_a_step_budget():
+    family, env, policy, params = set_up("navigation-2d", "cuda", episodes=3)
+    rollout = collect(env, policy, params, TaskNoise((0,), TASKS), steps_per_task=2 * family.horizon + 1)
+    assert (rollout.valid.flatten(1).sum(-1) >= 2 * family.horizon + 1).all()
