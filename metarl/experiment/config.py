@@ -100,7 +100,7 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
                 steps_per_task=2000,
                 inner_lr=0.5,
                 num_inner_steps=2,
-                step_weights=(2.0, 1.0),
+                step_weights=(5.0, 1.0),
                 fvp_fraction=0.5,
             ),
         )

@@ -56,7 +56,7 @@ def test_navigation_leaves_the_published_settings_in_three_named_ways() -> None:
         # Two inner steps, both in the objective: the published objective says nothing about the second step, which
         # then overshoots on a few tasks.
         "num_inner_steps": 2,
-        "step_weights": (2.0, 1.0),
+        "step_weights": (5.0, 1.0),
         # For speed.
         "fvp_fraction": 0.5,
     }
