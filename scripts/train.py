@@ -51,7 +51,7 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
     As in tyro the last one counts, and `--run_dir` is `--run-dir`.
     """
     value = None
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, attached = here.partition("=")
         if name.replace("_", "-") == flag:
             value = attached if equals else following

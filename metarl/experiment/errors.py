@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -33,7 +33,9 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             finally:
                 # Here, where a reader that has gone away is still an exception we see, and not one at shutdown.
                 sys.stdout.flush()
-                _finish_undisturbed()
+                # The last to be registered is the first to run when Python takes itself down. All work is done or lost
+                # by then: a Ctrl-C would only add a traceback.
+                atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         except UserError as error:
             sys.exit(_fail(str(error)))
         except KeyboardInterrupt:
@@ -52,13 +54,6 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             sys.exit(_fail("This does not fit into memory; choose smaller networks, fewer tasks or fewer episodes."))
 
     return wrapped
-
-
-def _finish_undisturbed() -> None:
-    """All work is done or lost: a Ctrl-C while Python takes itself down would only add a traceback."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def one_line(error: BaseException) -> str:
