@@ -192,16 +192,37 @@ def test_benchmark_rows(run_script: Run, tmp_path: Path) -> None:
     sizes = ("--family", "navigation-2d", "--meta-batch-size", "2", "--episodes-per-task", "2", "--repeats", "1")
     names = []
     for what in ("rollout", "update", "iteration"):
-        code, out, err = run_script("benchmark", what, *sizes, "--json", target)
+        figure = tmp_path / f"{what}.png"
+        code, out, err = run_script("benchmark", what, *sizes, "--json", target, "--plot", figure)
+        assert figure.read_bytes().startswith(b"\x89PNG")
         assert code == 0, err
         rows = json.loads(target.read_text())
         for row in rows:
             assert set(row) == {
                 *("name", "measured", "limit", "ratio", "unit"),
-                *("cpu_seconds", "wall_seconds", "peak_memory_mb"),
+                *("cpu_seconds", "wall_seconds", "peak_memory_mb", "worlds"),
             }
             assert row["ratio"] == pytest.approx(row["measured"] / row["limit"])
             assert row["name"] in out
         names += [row["name"] for row in rows]
     assert {"rollout/open_loop", "rollout/closed_loop", "iteration/total"} <= set(names)
     assert {"iteration/sampling", "iteration/update"} <= set(names)
+
+
+@pytest.mark.parametrize(("family", "backend"), [("navigation-2d", "auto"), ("halfcheetah-vel", "warp")])
+def test_benchmark_sweeps_the_number_of_worlds(run_script: Run, tmp_path: Path, family: str, backend: str) -> None:
+    if backend == "warp":
+        pytest.importorskip("mujoco_warp")
+    target = tmp_path / "bench.json"
+    sizes = ("--meta-batch-size", "3", "--repeats", "1", "--hidden-sizes", "8", "--worlds", "2", "6")
+    where = ("--family", family, "--backend", backend, "--json", target)
+    code, out, err = run_script("benchmark", "rollout", *where, *sizes)
+    assert code == 0, err
+    rows = json.loads(target.read_text())
+    # Tasks are a power of two, and share the worlds evenly.
+    assert [(row["name"], row["worlds"]) for row in rows] == [
+        (name, worlds) for worlds in (2, 6) for name in ("rollout/open_loop", "rollout/closed_loop")
+    ]
+    assert ("physics steps" in out) is (family == "halfcheetah-vel")
+    code, _, err = run_script("benchmark", "rollout", "--worlds", "0")
+    assert code == 2 and "--worlds is 0" in err
