@@ -1,19 +1,26 @@
-"""2D navigation: a point must find a goal it cannot see (Finn, Abbeel and Levine 2017, section 5.3).
+"""2D navigation: a point must find a goal it cannot see; anywhere in a square, or one of four corners.
 
-Dynamics: x' = x + a, a in [-0.1, 0.1]^2 per step, start at the origin. Reward: -||x' - g||_2 after the move (the
-paper says squared distance; its code, and its published returns, use the distance). Task: goal g ~ U(-0.5, 0.5)^2.
-Terminates when both coordinates are within 0.01 of the goal. Observation: x alone. Horizon: 100 steps.
-Optimal return: -0.51 on average over goals (-0.54 on the 40 published ones), with every coordinate going at its goal by
-0.1 per step: each step then leaves the smallest distance possible.
+`navigation-2d` (Finn, Abbeel and Levine 2017, section 5.3). Dynamics: x' = x + a, a in [-0.1, 0.1]^2 per step, start
+at the origin. Reward: -||x' - g||_2 after the move (the paper says squared distance; its code, and its published
+returns, use the distance). Task: goal g ~ U(-0.5, 0.5)^2. Terminates when both coordinates are within 0.01 of the goal.
+Observation: x alone. Horizon: 100 steps. Optimal return: -0.51 on average over goals (-0.54 on the 40 published ones),
+with every coordinate going at its goal by 0.1 per step: each step then leaves the smallest distance possible.
 
 Matches the original implementation (`@maml2017`, also the plain name): its action wrapper maps [-1, 1] onto
 [-0.1, 0.1] and clips.
+
+`navigation-2d-corners` (Rothfuss et al. 2019, ProMP, figure 4 and its code). The same dynamics with a in [-0.2, 0.2]^2
+(policy actions are divided by 10 before they are mapped onto that), start ~ U(-0.2, 0.2)^2, goal g one of (+-2, +-2),
+equally likely. Never terminates, 100 steps. `@promp` has the paper's sparse reward: 0 while ||x'||_1 < 0.5; beyond,
+the progress ||x - g||_2 - ||x' - g||_2 where g is the corner nearest to x', else 0. So the start shows nothing and a
+task must be explored for. `@promp-dense`: -||x' - g||_2. Going straight at the goal earns 2.5 to 2.8 in the sparse one:
+the distance left where the L1 norm passes 0.5.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
 import torch
@@ -91,9 +98,7 @@ class Navigation2D:
     def make_simulator(
         self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int
     ) -> TorchSimulator:
-        if backend not in ("auto", "torch"):
-            raise ValueError(f"{self.spec.id} is written in torch; backend must be 'auto' or 'torch', not {backend!r}.")
-        return TorchSimulator(num_lanes, device, lambda state, control: {"position": state["position"] + control})
+        return _make_simulator(self.spec, num_lanes, device, backend)
 
     def initial_state(self, num_lanes: int, generator: torch.Generator) -> State:
         return {"position": torch.zeros(num_lanes, 2, dtype=torch.float64, device=generator.device)}
@@ -109,6 +114,96 @@ class Navigation2D:
 
     def make_renderer(self, width: int, height: int) -> NavigationRenderer:
         return NavigationRenderer(self.config.goal_range, width, height)
+
+
+@dataclass(frozen=True)
+class CornerNavigationConfig:
+    """A variant of navigation to one of four corners.
+
+    Attributes:
+        variant: Preset name.
+        reward: "sparse" or "dense".
+        corner: Corners are at (+-this, +-this).
+        start_range: The start is uniform in the square of this half-width.
+        sparse_radius: L1 distance from the origin below which the sparse reward is 0.
+        max_step: Largest displacement per coordinate and step.
+        action_scale: The policy's action is divided by this before it is mapped.
+        horizon: Steps.
+    """
+
+    variant: str = "promp"
+    reward: Literal["sparse", "dense"] = "sparse"
+    corner: float = 2.0
+    start_range: float = 0.2
+    sparse_radius: float = 0.5
+    max_step: float = 0.2
+    action_scale: float = 10.0
+    horizon: int = 100
+
+
+@final
+class CornerNavigation:
+    """The `Problem` of navigation to a corner. State: `position [lane, 2]`; task: goal `[lane, 2]`."""
+
+    def __init__(self, config: CornerNavigationConfig) -> None:
+        self.config = config
+        self.spec = FamilySpec(
+            name="navigation-2d-corners",
+            variant=config.variant,
+            observation_labels=("x", "y"),
+            action_labels=("dx", "dy"),
+            action_low=(-config.max_step,) * 2,
+            action_high=(config.max_step,) * 2,
+            action_scale=config.action_scale,
+            task_labels=("goal x", "goal y"),
+            task_units=("", ""),
+            horizon=config.horizon,
+            dt=0.0,
+        )
+
+    def sample_task(self, split: Split, generator: np.random.Generator) -> np.ndarray:
+        return generator.choice([-self.config.corner, self.config.corner], size=2)
+
+    def published_tasks(self) -> np.ndarray:
+        """All four tasks there are."""
+        c = self.config.corner
+        return np.array([[-c, -c], [c, -c], [-c, c], [c, c]])
+
+    def make_simulator(
+        self, num_lanes: int, device: torch.device, backend: Backend, num_threads: int
+    ) -> TorchSimulator:
+        return _make_simulator(self.spec, num_lanes, device, backend)
+
+    def initial_state(self, num_lanes: int, generator: torch.Generator) -> State:
+        draw = torch.rand(num_lanes, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        return {"position": self.config.start_range * (2 * draw - 1)}
+
+    def observe(self, state: State) -> Tensor:
+        return state["position"]
+
+    def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
+        distance = torch.linalg.vector_norm(after["position"] - task, dim=-1)
+        if self.config.reward == "dense":
+            return -distance
+        position = after["position"]
+        # The nearest corner is the one in the position's own quadrant: in each coordinate the goal is on its side.
+        nearest = (position * task >= 0).all(-1)
+        away = position.abs().sum(-1) >= self.config.sparse_radius
+        progress = torch.linalg.vector_norm(before["position"] - task, dim=-1) - distance
+        return torch.where(nearest & away, progress, 0.0)
+
+    def terminated(self, after: State, task: Tensor) -> Tensor:
+        return torch.zeros(len(task), dtype=torch.bool, device=task.device)
+
+    def make_renderer(self, width: int, height: int) -> NavigationRenderer:
+        return NavigationRenderer(self.config.corner, width, height)
+
+
+def _make_simulator(spec: FamilySpec, num_lanes: int, device: torch.device, backend: Backend) -> TorchSimulator:
+    """Worlds in which the action is the displacement."""
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"{spec.id} is written in torch; backend must be 'auto' or 'torch', not {backend!r}.")
+    return TorchSimulator(num_lanes, device, lambda state, control: {"position": state["position"] + control})
 
 
 @final

@@ -56,6 +56,27 @@ _HALFCHEETAH_MAML2017 = (
     PublishedCurve("oracle", (-54.47,), _MAML2017_CHEETAH),
 )
 
+_MAML2017_DIRECTION = (
+    "Finn, Abbeel and Levine 2017, figure 5; per-task returns of the authors' repository (icml_cheetahdirec)"
+)
+_DIRECTION_MAML2017 = (
+    PublishedCurve("MAML", (-50.69, 293.19, 313.48, 315.65), _MAML2017_DIRECTION),
+    PublishedCurve("pretrained", (-43.03, -24.75, -12.85, 19.57), _MAML2017_DIRECTION),
+    PublishedCurve("random", (-35.73, 21.83, 62.32, 86.18), _MAML2017_DIRECTION),
+    PublishedCurve("oracle", (442.69,), _MAML2017_DIRECTION),
+)
+_RLLAB_CHEETAH: dict[str, Any] = {
+    "max_velocity": 2.0,
+    "frame_skip": 1,
+    "velocity": "com",
+    "observe": "com",
+    "position_noise": "normal",
+    "position_noise_scale": 0.01,
+    "fixed_tasks_seed": 1,
+    "num_fixed_tasks": 40,
+}
+_PROMP_CHEETAH: dict[str, Any] = {"horizon": 100, "action_scale": 10.0}
+
 FAMILIES: dict[str, FamilyEntry] = {
     "navigation-2d": FamilyEntry(
         module="envs.navigation",
@@ -71,10 +92,38 @@ FAMILIES: dict[str, FamilyEntry] = {
             ),
         },
     ),
+    "navigation-2d-corners": FamilyEntry(
+        module="envs.navigation",
+        problem="CornerNavigation",
+        config="CornerNavigationConfig",
+        gym_id="metarl/Navigation2DCorners-v0",
+        summary="A point in the plane finds out which of four corners is its goal; exploring decides.",
+        default_variant="promp",
+        variants={
+            "promp": ("Sparse reward: nothing near the start, progress where the goal is the nearest corner.", {}),
+            "promp-dense": ("Dense reward: minus the distance to the goal.", {"reward": "dense"}),
+        },
+    ),
+    "halfcheetah-dir": FamilyEntry(
+        module="envs.locomotion.half_cheetah",
+        problem="HalfCheetah",
+        config="HalfCheetahConfig",
+        gym_id="metarl/HalfCheetahDir-v0",
+        summary="A planar runner finds out whether to run forward or backward.",
+        default_variant="plain",
+        variants={
+            "plain": ("Gymnasium's HalfCheetah-v5, horizon 200, 17 observations.", {"goal": "direction"}),
+            "maml2017": (
+                "rllab's timing (dt 0.01), centre of mass in reward and observation; 40 published tasks.",
+                {**_RLLAB_CHEETAH, "goal": "direction", "published": _DIRECTION_MAML2017},
+            ),
+            "promp": ("Horizon 100, actions divided by 10.", {**_PROMP_CHEETAH, "goal": "direction"}),
+        },
+    ),
     "halfcheetah-vel": FamilyEntry(
         module="envs.locomotion.half_cheetah",
-        problem="HalfCheetahVelocity",
-        config="HalfCheetahVelocityConfig",
+        problem="HalfCheetah",
+        config="HalfCheetahConfig",
         gym_id="metarl/HalfCheetahVel-v0",
         summary="A planar runner finds its target velocity (reward: minus the error, minus a control cost).",
         default_variant="plain",
@@ -82,19 +131,9 @@ FAMILIES: dict[str, FamilyEntry] = {
             "plain": ("Gymnasium's HalfCheetah-v5, v* ~ U(0, 3), horizon 200, 17 observations.", {}),
             "maml2017": (
                 "rllab's timing (dt 0.01), v* ~ U(0, 2), centre of mass in reward and observation; 40 published tasks.",
-                {
-                    "max_velocity": 2.0,
-                    "frame_skip": 1,
-                    "velocity": "com",
-                    "observe": "com",
-                    "position_noise": "normal",
-                    "position_noise_scale": 0.01,
-                    "fixed_tasks_seed": 1,
-                    "num_fixed_tasks": 40,
-                    "published": _HALFCHEETAH_MAML2017,
-                },
+                {**_RLLAB_CHEETAH, "published": _HALFCHEETAH_MAML2017},
             ),
-            "promp": ("v* ~ U(0, 3), horizon 100, actions divided by 10.", {"horizon": 100, "action_scale": 10.0}),
+            "promp": ("v* ~ U(0, 3), horizon 100, actions divided by 10.", _PROMP_CHEETAH),
             "pearl": (
                 "130 fixed v* from U(0, 3): 100 to train on, 30 to test; torso position in the observation.",
                 {"observe": "torso", "fixed_tasks_seed": 1337, "num_fixed_tasks": 130, "num_train_tasks": 100},

@@ -1,9 +1,15 @@
 # ruff: noqa: E501 (the table of variants is wider than a line)
-"""HalfCheetah at a velocity it is not told: a planar runner must find out how fast to run.
+"""HalfCheetah with a goal it is not told: a planar runner must find out how fast, or which way, to run.
 
 Dynamics: Gymnasium's `half_cheetah.xml` (total mass 14 kg, 6 torque motors, Euler), `frame_skip` substeps per control
-step. Reward: -|v - v*| - 0.05 sum(a^2), with a the applied action in [-1, 1]^6. Task: v* ~ U(0, `max_velocity`) in
-m/s. Never terminates. The optimal return is not known; always running at v* at no cost would give 0.
+step. Never terminates. With v the forward velocity and a the applied action in [-1, 1]^6:
+
+| goal      | family            | task                                  | reward                       |
+|-----------|-------------------|---------------------------------------|------------------------------|
+| velocity  | `halfcheetah-vel` | v* ~ U(0, `max_velocity`), m/s        | -|v - v*| - 0.05 sum(a^2)    |
+| direction | `halfcheetah-dir` | d = 1 (forward) or -1, equally likely | d v - 0.05 sum(a^2)          |
+
+The optimal returns are not known; always running at v* at no cost would give 0, and a direction's return has no bound.
 
 Two ways to measure the forward velocity v, and what each variant of the observation adds to qpos[1:] and qvel:
 
@@ -16,7 +22,8 @@ Two ways to measure the forward velocity v, and what each variant of the observa
 | `pearl`,   | 0.05 | finite difference of qpos[0]                 | torso frame position (3) as the | U(-0.1, 0.1); N(0, 0.1)   |
 | `varibad`  |      |                                              | last substep left it            |                           |
 
-`plain` is Gymnasium's HalfCheetah-v5 with the reward above, bit for bit. The others reproduce task law, timing,
+`plain` is Gymnasium's HalfCheetah-v5 with the reward above, bit for bit. (Direction has the first three variants.) The
+others reproduce task law, timing,
 observation, scaling and costs of the published code on today's MuJoCo: the contact solver of the MuJoCo versions they
 ran on was another one, and PEARL and VariBAD round observations to float32, which here is left to the rollout.
 """
@@ -41,12 +48,14 @@ _ASSET = "half_cheetah.xml"
 
 
 @dataclass(frozen=True)
-class HalfCheetahVelocityConfig:
-    """A variant of HalfCheetah-velocity.
+class HalfCheetahConfig:
+    """A variant of HalfCheetah-velocity or HalfCheetah-direction.
 
     Attributes:
         variant: Preset name.
-        max_velocity: Target velocities are uniform in [0, this], m/s.
+        goal: "velocity" or "direction": what the task is.
+        max_velocity: Target velocities are uniform in [0, this], m/s. A fixed task of the direction family is forward
+            where a number drawn from the same law reaches half of it.
         horizon: Control steps per episode.
         frame_skip: Physics substeps per control step.
         timestep: Seconds per substep.
@@ -67,6 +76,7 @@ class HalfCheetahVelocityConfig:
     """
 
     variant: str = "plain"
+    goal: Literal["velocity", "direction"] = "velocity"
     max_velocity: float = 3.0
     horizon: int = 200
     frame_skip: int = 5
@@ -85,14 +95,14 @@ class HalfCheetahVelocityConfig:
 
 
 @final
-class HalfCheetahVelocity:
-    """The `Problem` of HalfCheetah-velocity. State: `qpos [lane, 9]`, `qvel [lane, 9]` and what the variant derives.
+class HalfCheetah:
+    """The `Problem` of both families. State: `qpos [lane, 9]`, `qvel [lane, 9]` and what the variant derives.
 
     Args:
         config: The variant.
     """
 
-    def __init__(self, config: HalfCheetahVelocityConfig) -> None:
+    def __init__(self, config: HalfCheetahConfig) -> None:
         self.config = config
         self.model = _describe_model(config)
         self._dt = config.frame_skip * config.timestep
@@ -101,10 +111,12 @@ class HalfCheetahVelocity:
         if config.fixed_tasks_seed is not None:
             generator = np.random.RandomState(config.fixed_tasks_seed)
             fixed = generator.uniform(0.0, config.max_velocity, (config.num_fixed_tasks, 1))
+        if config.goal == "direction":
+            fixed = np.where(fixed < config.max_velocity / 2, -1.0, 1.0)
         self._train_tasks, self._test_tasks = fixed[: config.num_train_tasks], fixed[config.num_train_tasks :]
         extra = tuple(f"{self._observed} {axis} (m)" for axis in "xyz") if self._observed else ()
         self.spec = FamilySpec(
-            name="halfcheetah-vel",
+            name="halfcheetah-vel" if config.goal == "velocity" else "halfcheetah-dir",
             variant=config.variant,
             observation_labels=(
                 *(f"{joint} ({unit})" for joint, unit in zip(_JOINTS[1:], _UNITS[1:], strict=True)),
@@ -115,8 +127,8 @@ class HalfCheetahVelocity:
             action_low=(-1.0,) * 6,
             action_high=(1.0,) * 6,
             action_scale=config.action_scale,
-            task_labels=("target velocity",),
-            task_units=("m/s",),
+            task_labels=("target velocity" if config.goal == "velocity" else "direction",),
+            task_units=("m/s" if config.goal == "velocity" else "",),
             horizon=config.horizon,
             dt=self._dt,
             published=config.published,
@@ -127,6 +139,8 @@ class HalfCheetahVelocity:
         if len(self._train_tasks):
             fixed = self._train_tasks if split == "train" else self._test_tasks
             return fixed[generator.integers(len(fixed))]
+        if self.config.goal == "direction":
+            return generator.choice([-1.0, 1.0], size=1)
         return generator.uniform(0.0, self.config.max_velocity, size=1)
 
     def published_tasks(self) -> np.ndarray | None:
@@ -161,8 +175,10 @@ class HalfCheetahVelocity:
         return (after["qpos"][:, 0] - before["qpos"][:, 0]) / self._dt
 
     def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
-        error = (self.velocity(before, after) - task[:, 0]).abs()
-        return -error - self.config.control_cost * action.square().sum(-1)
+        velocity, cost = self.velocity(before, after), self.config.control_cost * action.square().sum(-1)
+        if self.config.goal == "direction":
+            return task[:, 0] * velocity - cost
+        return -(velocity - task[:, 0]).abs() - cost
 
     def terminated(self, after: State, task: Tensor) -> Tensor:
         return torch.zeros(len(task), dtype=torch.bool, device=task.device)
@@ -176,7 +192,7 @@ class HalfCheetahVelocity:
         return MujocoRenderer(self.model, camera="track", width=width, height=height)
 
 
-def _describe_model(config: HalfCheetahVelocityConfig) -> MujocoModel:
+def _describe_model(config: HalfCheetahConfig) -> MujocoModel:
     """The MuJoCo model a variant needs: its timing, and only the derived quantities that it reads."""
     derived = []
     if config.observe == "com":

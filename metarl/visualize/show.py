@@ -80,7 +80,7 @@ def show_run(
         run: The loaded run.
         out: An existing directory.
         num_steps: Inner steps, at least 1.
-        num_shown: Tasks to show; None takes `PATH_TASKS` or `VIDEO_TASKS`.
+        num_shown: Tasks to show; None takes `PATH_TASKS` or `VIDEO_TASKS`, if there are so many.
         seed: Noise seed of the evaluation, and of drawn tasks.
         sampled: In videos, actions drawn as in the evaluation; otherwise the mean action.
 
@@ -89,7 +89,7 @@ def show_run(
     """
     tasks, origin = test_tasks(run, None, seed)
     planar = is_planar(run.family.spec)
-    num_shown = num_shown or (PATH_TASKS if planar else VIDEO_TASKS)
+    num_shown = num_shown or min(PATH_TASKS if planar else VIDEO_TASKS, len(tasks))
     if num_shown > len(tasks):
         raise UserError(f"{num_shown} tasks cannot be shown: the evaluation has {origin}.")
     with contextlib.ExitStack() as stack:

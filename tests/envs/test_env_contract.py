@@ -15,6 +15,8 @@ from envs.family import TaskFamily
 
 ALL_VARIANTS = registry.names()
 PHYSICS = "halfcheetah-vel"
+SPARSE = "navigation-2d-corners@promp"
+"""Rewards nothing within a few random steps of the start."""
 TASKS, EPISODES = 3, 2
 
 
@@ -184,7 +186,7 @@ def test_a_finished_lane_rests(family: TaskFamily) -> None:
     step = env.step(actions)
     assert torch.equal(step.observation[~running], last.observation[~running])
     assert bool((step.reward[~running] == 0).all())
-    assert bool((step.reward[running] != 0).all())
+    assert family.spec.id == SPARSE or bool((step.reward[running] != 0).all())
     assert torch.equal((step.terminated | step.truncated), ~running)
     for name, value in env.state.items():
         assert torch.equal(value[1:], state[name][1:])
@@ -289,7 +291,7 @@ def test_new_tasks_change_the_reward(family: TaskFamily) -> None:
     new, expected = changed.step(actions), built.step(actions)
     assert torch.equal(new.observation, old.observation)
     assert torch.equal(new.reward, expected.reward)
-    assert not torch.equal(new.reward, old.reward)
+    assert family.spec.id == SPARSE or not torch.equal(new.reward, old.reward)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

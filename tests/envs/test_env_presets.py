@@ -9,7 +9,7 @@ import torch
 
 import envs
 from envs.family import State, TaskFamily
-from envs.locomotion.half_cheetah import HalfCheetahVelocity, HalfCheetahVelocityConfig
+from envs.locomotion.half_cheetah import HalfCheetah, HalfCheetahConfig
 from envs.physics.mujoco_cpu import MujocoCpuSimulator
 
 CHEETAHS = {
@@ -22,9 +22,9 @@ CHEETAHS = {
 }
 
 
-def cheetah(variant: str) -> tuple[TaskFamily, HalfCheetahVelocity]:
+def cheetah(variant: str) -> tuple[TaskFamily, HalfCheetah]:
     family = envs.make(f"halfcheetah-vel@{variant}")
-    assert isinstance(family.problem, HalfCheetahVelocity)
+    assert isinstance(family.problem, HalfCheetah)
     return family, family.problem
 
 
@@ -168,7 +168,7 @@ def test_published_curves() -> None:
 
 def test_quantities_of_two_instants_are_refused() -> None:
     with pytest.raises(ValueError, match="one instant"):
-        HalfCheetahVelocity(HalfCheetahVelocityConfig(velocity="com", observe="torso"))
+        HalfCheetah(HalfCheetahConfig(velocity="com", observe="torso"))
 
 
 def test_navigation_by_hand() -> None:
@@ -216,3 +216,73 @@ def test_navigation_optimal_return() -> None:
         assert step.terminated.all()
         # Standard error of the mean over 20000 goals: 0.0024.
         assert float(total.mean()) == pytest.approx(expected, abs=0.01)
+
+
+DIRECTIONS = [("plain", 200, 1.0), ("maml2017", 200, 1.0), ("promp", 100, 10.0)]
+
+
+@pytest.mark.parametrize(("variant", "horizon", "scale"), DIRECTIONS)
+def test_cheetah_direction(variant: str, horizon: int, scale: float) -> None:
+    """The velocity variant of the same name but for the goal."""
+    family, (velocity, _) = envs.make(f"halfcheetah-dir@{variant}"), cheetah(variant)
+    assert isinstance(family.problem, HalfCheetah)
+    assert (family.horizon, family.spec.action_scale) == (horizon, scale)
+    assert family.spec.dt == velocity.spec.dt and family.observation_dim == velocity.observation_dim
+    assert (family.spec.name, family.spec.task_labels) == ("halfcheetah-dir", ("direction",))
+    tasks = family.sample_tasks(1000)
+    assert set(tasks[:, 0].tolist()) == {-1.0, 1.0} and abs(float(tasks.mean())) < 4 / np.sqrt(1000)
+    before, after = states(0), states(1)
+    action = torch.tensor([[1.0, -1.0, 0.5, 0.0, 0.0, 0.0], [0.0] * 6], dtype=torch.float64)
+    task = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    forward = family.problem.velocity(before, after)
+    expected = task[:, 0] * forward - torch.tensor([0.05 * 2.25, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(family.problem.reward(before, after, action, task), expected, rtol=0, atol=1e-12)
+
+
+def test_cheetah_direction_published_tasks() -> None:
+    family = envs.make("halfcheetah-dir@maml2017")
+    published = family.published_tasks()
+    assert published is not None
+    drawn = np.random.RandomState(1).uniform(0, 2, 40)
+    assert published[:, 0].tolist() == [-1.0 if number < 1 else 1.0 for number in drawn]
+    assert {curve.label: curve.returns[-1] for curve in family.spec.published}["MAML"] == 315.65
+    assert envs.make("halfcheetah-dir").published_tasks() is None
+
+
+def test_corner_navigation_by_hand() -> None:
+    family = envs.make("navigation-2d-corners")
+    assert (family.spec.id, family.horizon, family.spec.action_scale) == ("navigation-2d-corners@promp", 100, 10.0)
+    assert {tuple(task) for task in family.sample_tasks(100).tolist()} == {(x, y) for x in (-2, 2) for y in (-2, 2)}
+    env = family.batch(torch.tensor([[2.0, 2.0], [-2.0, 2.0]], dtype=torch.float64), 2)
+    start = env.reset(0)
+    assert 0 < float(start.abs().max()) <= 0.2
+    position = torch.tensor([[0.1, 0.1], [0.3, 0.15], [0.3, 0.3], [-0.4, 0.2]], dtype=torch.float64)
+    env.reset_to({"position": position})
+    # Policy action 5 is half of the scale: half of the largest step, 0.1.
+    step = env.step(torch.tensor([[[5.0, 0.0], [5.0, 0.0]], [[-5.0, 0.0], [-5.0, 99.0]]]))
+    moved = position + torch.tensor([[0.1, 0.0], [0.1, 0.0], [-0.1, 0.0], [-0.1, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(step.observation.flatten(0, 1), moved, rtol=0, atol=1e-12)
+    # In turn: still near the start; progress towards the goal; nearest to another corner; progress.
+    goals = torch.tensor([[2.0, 2.0], [2.0, 2.0], [-2.0, 2.0], [-2.0, 2.0]], dtype=torch.float64)
+    progress = (position - goals).norm(dim=1) - (moved - goals).norm(dim=1)
+    expected = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64) * progress
+    torch.testing.assert_close(step.reward.flatten(), expected, rtol=0, atol=1e-12)
+    dense = envs.make("navigation-2d-corners@promp-dense")
+    before, after = {"position": position}, {"position": moved}
+    reward = dense.problem.reward(before, after, torch.zeros(4, 2), goals)
+    torch.testing.assert_close(reward, -(moved - goals).norm(dim=1), rtol=0, atol=1e-12)
+
+
+def test_corner_navigation_optimal_return() -> None:
+    """The figure of the module's docstring: straight at the goal."""
+    family = envs.make("navigation-2d-corners")
+    goals = family.published_tasks()
+    assert goals is not None
+    env = family.batch(goals, 50)
+    position, total = env.reset(0), torch.zeros(4, 50, dtype=torch.float64)
+    for _ in range(family.horizon):
+        direction = goals[:, None] - position
+        step = env.step(50 * 0.2 * direction / direction.abs().amax(-1, keepdim=True).clamp(min=0.2))
+        position, total = step.observation, total + step.reward
+    assert float(total.min()) > 2.4 and float(total.max()) < 2.8
+    assert not step.terminated.any() and step.truncated.all()

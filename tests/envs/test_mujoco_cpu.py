@@ -15,7 +15,7 @@ import torch
 
 from envs.batched_env import BatchedEnv
 from envs.family import TaskFamily
-from envs.locomotion.half_cheetah import HalfCheetahVelocity, HalfCheetahVelocityConfig
+from envs.locomotion.half_cheetah import HalfCheetah, HalfCheetahConfig
 from envs.physics.model import Derived, MujocoModel
 from envs.physics.mujoco_cpu import MujocoCpuSimulator
 from envs.presets import FAMILIES
@@ -35,8 +35,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def long_batch(variant: str) -> BatchedEnv:
     """A variant with episodes longer than the comparison, on two threads."""
     changes = FAMILIES["halfcheetah-vel"].variants[variant][1]
-    config = HalfCheetahVelocityConfig(**{**changes, "variant": variant, "horizon": STEPS + 1})
-    family = TaskFamily(HalfCheetahVelocity(config))
+    config = HalfCheetahConfig(**{**changes, "variant": variant, "horizon": STEPS + 1})
+    family = TaskFamily(HalfCheetah(config))
     env = family.batch(family.sample_tasks(TASKS), EPISODES, num_threads=2)
     env.reset(7)
     return env
@@ -139,7 +139,7 @@ def test_reset_leaves_nothing_behind(variant: str) -> None:
 
 
 def test_thread_count_changes_nothing() -> None:
-    problem = HalfCheetahVelocity(HalfCheetahVelocityConfig())
+    problem = HalfCheetah(HalfCheetahConfig())
     one, many = (MujocoCpuSimulator(problem.model, 7, threads) for threads in (1, 99))
     initial = problem.initial_state(7, torch.Generator().manual_seed(0))
     control = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (7, 6)))
@@ -175,7 +175,7 @@ def test_divergence_is_reported_and_isolated(
 
 
 def test_no_live_lane_is_no_work() -> None:
-    problem = HalfCheetahVelocity(HalfCheetahVelocityConfig())
+    problem = HalfCheetah(HalfCheetahConfig())
     simulator = MujocoCpuSimulator(problem.model, 3, 2)
     before = simulator.state()
     simulator.step(torch.ones(3, 6, dtype=torch.float64), torch.zeros(3, dtype=torch.bool))

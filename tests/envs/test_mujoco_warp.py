@@ -20,13 +20,14 @@ pytest.importorskip("mujoco_warp")
 import envs
 from envs.batched_env import BatchedEnv
 from envs.family import TaskFamily
-from envs.locomotion.half_cheetah import HalfCheetahVelocity, HalfCheetahVelocityConfig
+from envs.locomotion.half_cheetah import HalfCheetah, HalfCheetahConfig
 from envs.physics.compile import build_model
 from envs.physics.model import MujocoModel
 from envs.physics.mujoco_warp import MujocoWarpSimulator
 
 CPU = torch.device("cpu")
 VARIANTS = [f"halfcheetah-vel@{variant}" for variant in ("plain", "maml2017", "promp", "pearl", "varibad")]
+VARIANTS += [f"halfcheetah-dir@{variant}" for variant in ("plain", "maml2017", "promp")]
 CHEETAH = "half_cheetah.xml"
 TASKS, EPISODES = 5, 10
 
@@ -185,7 +186,7 @@ class HeavyCheetah:
     """HalfCheetah whose task scales mass, friction, damping, motor strength and gravity: one number for all of them."""
 
     def __init__(self) -> None:
-        self._inner = HalfCheetahVelocity(HalfCheetahVelocityConfig())
+        self._inner = HalfCheetah(HalfCheetahConfig())
         self.model = MujocoModel(
             CHEETAH,
             5,
