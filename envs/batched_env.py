@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from envs.family import Backend, State, TaskFamily, VariesDynamics, VariesFields
+    from envs.family import Backend, Capturable, State, TaskFamily, VariesDynamics, VariesFields
 
 
 @dataclass(frozen=True)
@@ -183,25 +183,25 @@ class BatchedEnv:
         )
 
     @property
-    def generation(self) -> int:
+    def memory_generation(self) -> int:
         """Changes when the physics has moved to other memory: a graph captured before is void."""
-        return self.simulator.generation
+        return cast("Capturable", self.simulator).memory_generation
 
     def capturing(self) -> AbstractContextManager[None]:
         """Put around the body of a `torch.cuda.graph` that steps these worlds."""
-        return self.simulator.capturing()
+        return cast("Capturable", self.simulator).capturing()
 
-    def memory(self) -> list[Tensor]:
+    def step_memory(self) -> list[Tensor]:
         """What the next step reads beside the simulator's own state and the tasks; none of it may be changed."""
         assert self._observation is not None
         return [*self.state.values(), self._observation, self._elapsed, self._terminated, self._truncated]
 
     def move_to(self, memory: list[Tensor]) -> None:
-        """Copies `memory()` into the given tensors and goes on from there.
+        """Copies `step_memory()` into the given tensors and goes on from there.
 
         A step makes new tensors; moved back into those it started from, it is one that a CUDA graph can repeat.
         """
-        for target, value in zip(memory, self.memory(), strict=True):
+        for target, value in zip(memory, self.step_memory(), strict=True):
             target.copy_(value)
         *state, self._observation, self._elapsed, self._terminated, self._truncated = memory
         self._state = dict(zip(self.state, state, strict=True))

@@ -105,17 +105,24 @@ class Simulator(Protocol):
         """
         ...
 
-    def capturing(self) -> AbstractContextManager[None]:
-        """Put around the body of a `torch.cuda.graph` in which worlds are stepped. On the CPU it is never asked for."""
-        ...
-
-    @property
-    def generation(self) -> int:
-        """Changes when the state has moved to other memory, which a captured graph would not follow."""
-        ...
-
     def failed(self) -> Tensor:
         """Boolean `[lane]`: worlds whose physics has diverged, or did not fit its memory, since their last reset."""
+        ...
+
+
+class Capturable(Protocol):
+    """What a `Simulator` that runs on CUDA offers beside, so that a step of it can be part of a CUDA graph.
+
+    Its state then stays in one place in memory.
+    """
+
+    @property
+    def memory_generation(self) -> int:
+        """Changes when the state has moved to other memory all the same: a graph captured before is void."""
+        ...
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Put around the body of a `torch.cuda.graph` in which worlds are stepped."""
         ...
 
 

@@ -31,7 +31,7 @@ class TorchSimulator:
         self.dtype = torch.float64 if device.type == "cpu" else torch.float32
         self._transition = transition
         self._state: dict[str, Tensor] = {}
-        self.generation = 0
+        self.memory_generation = 0
 
     def state(self) -> State:
         return {name: value.clone() for name, value in self._state.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from metarl.parallel import one_intra_op_thread
 from metarl.step_graph import StepRecord, control_step, step_graph
-from metarl.types import BatchedEnv, Distribution, Params, Policy, Rollout
+from metarl.types import BatchedEnv, CapturableEnv, Distribution, Params, Policy, Rollout
 
 
 class Noise(Protocol):
@@ -83,13 +83,16 @@ def _collect_wave(
         # Time-major while stepping: a step then reads and writes contiguous blocks instead of a row per world.
         action_noise = action_noise.to(device=env.device, dtype=dtype).movedim(2, 0).contiguous()
         live = torch.ones(shape, dtype=torch.bool, device=env.device) if worlds is None else worlds
-        if env.device.type == "cuda":
-            graph = step_graph(env, policy, params, action_noise)
-            observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
-            record, observation = graph.run(env, params, action_noise, observation, live)
+
+        def start() -> Tensor:
+            return env.reset(noise.reset_seeds(wave), worlds).to(dtype)
+
+        if _uses_graph(env):
+            capturable = cast(CapturableEnv, env)
+            graph, observation = step_graph(capturable, policy, params, action_noise, start)
+            record, observation = graph.run(capturable, params, action_noise, observation, live)
         else:
-            observation = env.reset(noise.reset_seeds(wave), worlds).to(dtype)
-            record, observation = _run_on_cpu(env, policy, params, action_noise, observation, live)
+            record, observation = _run_step_by_step(env, policy, params, action_noise, start(), live)
         # A copy in any case: a graph's record is overwritten by the next episode.
         task_major = tree_map(lambda x: x.movedim(0, 2).clone(memory_format=torch.contiguous_format), record)
         valid = task_major.live
@@ -106,7 +109,11 @@ def _collect_wave(
         )
 
 
-def _run_on_cpu(
+def _uses_graph(env: BatchedEnv) -> bool:
+    return env.device.type == "cuda"
+
+
+def _run_step_by_step(
     env: BatchedEnv, policy: Policy, params: Params, action_noise: Tensor, observation: Tensor, live: Tensor
 ) -> tuple[StepRecord, Tensor]:
     """Steps until every episode is over: the record, time-major, and the last observations."""

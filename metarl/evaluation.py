@@ -12,7 +12,7 @@ from metarl.adaptation import InnerLR, Loss
 from metarl.collect import worlds_for_budget
 from metarl.parallel import TaskChunks
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
-from metarl.types import Params, Policy, TaskFamily
+from metarl.types import BatchedEnv, Params, Policy, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def evaluate_adaptation(
     steps_per_task: int | None = None,
     device: str = "cpu",
     chunks: TaskChunks | None = None,
+    env: BatchedEnv | None = None,
 ) -> tuple[AdaptationCurve, RolloutAdaptation]:
     """Adapts to `tasks` and measures every step.
 
@@ -74,13 +75,19 @@ def evaluate_adaptation(
         device: Where it runs.
         chunks: How inner gradients are split over threads; environments take as many. None takes the available cores.
 
+        env: Worlds of an earlier evaluation with as many tasks and episodes on the same device, to be used again.
+
     Returns:
         The curve, and everything recorded on the way.
     """
     if steps_per_task is not None:
         episodes_per_task = worlds_for_budget(steps_per_task, family.horizon)
+    if env is None:
+        env = family.batch(tasks, episodes_per_task, device, num_threads=chunks.num_threads if chunks else None)
+    else:
+        env.set_tasks(tasks)
     data = adapt_on_rollouts(
-        family.batch(tasks, episodes_per_task, device, num_threads=chunks.num_threads if chunks else None),
+        env,
         policy,
         {name: value.to(device) for name, value in params.items()},
         loss,

@@ -14,7 +14,11 @@ for the metric (2000 x 64, tanh), rounded up for what a pass holds for a moment.
 
 def graph_budget(device: torch.device) -> int:
     """Bytes that an update's graphs may keep: 1500 MiB on the CPU, half of what is free on a GPU."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 1500 * 2**20
+    if device.type != "cuda":
+        return 1500 * 2**20
+    # What torch has taken from the device but does not use is free to it.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
 
 
 @final

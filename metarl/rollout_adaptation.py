@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from metarl.adaptation import InnerLR, Loss, adapt
@@ -99,6 +100,8 @@ def adapt_on_rollouts(
         start, start_cpu = time.perf_counter(), time.process_time()
         noise = collection_noise((*noise_key, k), env.num_tasks, env.device)
         rollouts.append(collect(env, policy, theta, noise, steps_per_task=steps_per_task))
+        if env.device.type == "cuda":
+            torch.cuda.synchronize(env.device)  # once a phase: replays are only queued, and time is to be told
         seconds += time.perf_counter() - start
         cpu_seconds += time.process_time() - start_cpu
         estimates.append(

@@ -6,6 +6,7 @@ cost more than they compute. Captured, the whole step is one launch, and nothing
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarl.policies import per_task
-from metarl.types import BatchedEnv, DistParams, Params, Policy
+from metarl.types import BatchedEnv, CapturableEnv, DistParams, Params, Policy
 
 
 class StepRecord(NamedTuple):
@@ -75,21 +76,21 @@ class StepGraph:
         action_noise: Noise of the right shape, `[time, task, episode, act_dim]`.
     """
 
-    def __init__(self, env: BatchedEnv, policy: Policy, params: Params, action_noise: Tensor) -> None:
+    def __init__(self, env: CapturableEnv, policy: Policy, params: Params, action_noise: Tensor) -> None:
         self._policy = policy
         self._params = {name: value.clone() for name, value in params.items()}
         self._noise = torch.zeros_like(action_noise)
         self._t = torch.zeros(1, dtype=torch.int64, device=env.device)
         self._observation = env.reset(0).to(action_noise.dtype).clone()
         self._live = torch.ones(self._observation.shape[:-1], dtype=torch.bool, device=env.device)
-        self._memory = [value.clone() for value in env.memory()]
+        self._memory = [value.clone() for value in env.step_memory()]
         now, _, _ = control_step(env, policy, self._params, self._noise[0], self._observation, self._live)
         self._record: StepRecord = tree_map(lambda x: x.new_zeros(env.horizon, *x.shape), now)
         env.move_to(self._memory)
         self._graph = _captured(env, lambda: self._step(env)) if env.device.type == "cuda" else None
-        self._generation = env.generation
+        self._generation = env.memory_generation
 
-    def _step(self, env: BatchedEnv) -> None:
+    def _step(self, env: CapturableEnv) -> None:
         """One step; everything it reads and writes stays where it is."""
         noise = self._noise.index_select(0, self._t).squeeze(0)
         now, observation, live = control_step(env, self._policy, self._params, noise, self._observation, self._live)
@@ -101,7 +102,7 @@ class StepGraph:
         self._t.add_(1).remainder_(len(self._noise))
 
     def run(
-        self, env: BatchedEnv, params: Params, action_noise: Tensor, observation: Tensor, live: Tensor
+        self, env: CapturableEnv, params: Params, action_noise: Tensor, observation: Tensor, live: Tensor
     ) -> tuple[StepRecord, Tensor]:
         """An episode from where the environment stands: the record, time-major, and the last observations.
 
@@ -114,6 +115,8 @@ class StepGraph:
             observation: `[task, episode, obs_dim]`, from `reset`.
             live: Boolean `[task, episode]`: which worlds take part.
         """
+        if self._generation != env.memory_generation:
+            raise RuntimeError("The physics has moved to other memory since this graph was made: ask for a new one.")
         for name, value in params.items():
             self._params[name].copy_(value)
         self._noise.copy_(action_noise)
@@ -128,40 +131,55 @@ class StepGraph:
                 self._graph.replay()
         return self._record, self._observation.clone()
 
-    def fits(self, env: BatchedEnv, policy: Policy, params: Params, action_noise: Tensor) -> bool:
+    def fits(self, env: CapturableEnv, policy: Policy, params: Params, action_noise: Tensor) -> bool:
         """Whether it still serves: same policy, same shapes, and physics that has not moved to other memory."""
         same_params = {name: value.shape for name, value in params.items()} == {
             name: value.shape for name, value in self._params.items()
         }
         same_noise = self._noise.shape == action_noise.shape and self._noise.dtype == action_noise.dtype
-        return self._policy is policy and self._generation == env.generation and same_params and same_noise
+        return self._policy is policy and self._generation == env.memory_generation and same_params and same_noise
 
 
-def _captured(env: BatchedEnv, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+def _captured(env: CapturableEnv, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
     """`step` as a CUDA graph; None, with a warning that says why, where it cannot be captured."""
-    stream = torch.cuda.Stream(env.device)
-    stream.wait_stream(torch.cuda.current_stream(env.device))
+    gc.collect()  # graphs of environments that are gone hold memory until their cycles are found
+    current, stream = torch.cuda.current_stream(env.device), torch.cuda.Stream(env.device)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()  # libraries make their workspaces on first use, which a capture may not
-    torch.cuda.current_stream(env.device).wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), env.capturing():
             step()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        # A failing end of the capture leaves its stream current, and hides what had failed in it.
+        torch.cuda.set_stream(current)
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        reason = " ".join(str(first).split())[:300]
         warnings.warn(f"An episode step cannot be captured as a CUDA graph and will run slowly: {reason}", stacklevel=2)
         return None
     return graph
 
 
-_graphs: weakref.WeakKeyDictionary[BatchedEnv, StepGraph] = weakref.WeakKeyDictionary()
+_graphs: weakref.WeakKeyDictionary[CapturableEnv, StepGraph] = weakref.WeakKeyDictionary()
 
 
-def step_graph(env: BatchedEnv, policy: Policy, params: Params, action_noise: Tensor) -> StepGraph:
-    """The environment's graph, captured on first use. Reset the environment after asking for it."""
-    graph = _graphs.get(env)
-    if graph is None or not graph.fits(env, policy, params, action_noise):
-        graph = _graphs[env] = StepGraph(env, policy, params, action_noise)
-    return graph
+def step_graph(
+    env: CapturableEnv, policy: Policy, params: Params, action_noise: Tensor, start: Callable[[], Tensor]
+) -> tuple[StepGraph, Tensor]:
+    """The environment's graph, captured on first use, and the observation of episodes that `start` has just begun.
+
+    Starting may move the physics to other memory, and making a graph plays with the worlds: so the graph is looked for
+    after a start, and there is another start after one is made.
+    """
+    observation = start()
+    while (graph := _graphs.get(env)) is None or not graph.fits(env, policy, params, action_noise):
+        _graphs[env] = StepGraph(env, policy, params, action_noise)
+        observation = start()
+    return graph, observation

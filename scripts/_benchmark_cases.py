@@ -50,6 +50,7 @@ class Case:
         learner = dataclasses.replace(self.config, meta_batch_size=tasks, episodes_per_task=max(1, worlds // tasks))
         other = copy.copy(self)
         other.config = learner
+        other.chunks = make_chunks(learner, self.policy, self.family.horizon, self.device, self.threads)
         return other
 
     def make_env(self) -> BatchedEnv:
@@ -88,8 +89,19 @@ def measure_sweep(case: Case, repeats: int, worlds: Sequence[int]) -> list[Row]:
     """`measure_rollout` at every number of worlds; on CUDA also the CPU's own rate, at the case's size."""
     rows = []
     for number in worlds:
-        rows += measure_rollout(case.with_worlds(number), repeats)
+        try:
+            rows += measure_rollout(case.with_worlds(number), repeats)
+        except RuntimeError as error:
+            # torch and Warp each have words of their own for it.
+            if "memory" not in str(error) and "allocat" not in str(error):
+                raise
+            print(f"{number:,} worlds do not fit into memory; the sweep ends here.")
+            break
         gc.collect()  # a simulator and its captured graphs refer to one another
+        print(
+            f"{number:>9,} worlds: {rows[-1].measured:,.0f} {rows[-1].unit}, {rows[-1].ratio:.2f} of the limit",
+            flush=True,
+        )
     if not worlds:
         rows += measure_rollout(case, repeats)
     if case.device == "cuda":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
-from envs.family import State, TaskFamily
+from envs.family import Simulator, State, TaskFamily
 from envs.physics.model import MujocoModel
 from metarl.algorithms.maml_trpo import MAMLTRPOConfig
 from metarl.parallel import TaskChunks
@@ -92,18 +92,12 @@ def open_loop_stepper(env: BatchedEnv, threads: int) -> Callable[[Tensor], None]
     simulator, start = env.simulator, env.state
     model = getattr(simulator, "model", None)
     if model is None:
-
-        def step_torch(controls: Tensor) -> None:
-            simulator.reset(start, None)
-            for control in controls:
-                simulator.step(control, None)
-
-        return step_torch
+        return _torch_stepper(simulator, start)
 
     frame_skip = round(env.family.spec.dt / model.opt.timestep)
     # MuJoCo itself, not our simulator around it: the limit must not contain what is measured against it.
     if simulator.dtype == torch.float32:
-        return _warp_stepper(model, start, frame_skip, description_of(env.family))
+        return _warp_stepper(description_of(env.family), start)
     from mujoco.batch import Batch
 
     batch = Batch(model, simulator.num_lanes, nthread=threads)
@@ -127,28 +121,64 @@ def description_of(family: TaskFamily) -> MujocoModel:
     return cast(Any, family.problem).model
 
 
-def _warp_stepper(model: Any, start: State, frame_skip: int, sizes: MujocoModel) -> Callable[[Tensor], None]:
-    """Raw `mujoco_warp`: one launch of a captured graph per control step, as its own users run it."""
+def _torch_stepper(simulator: Simulator, start: State) -> Callable[[Tensor], None]:
+    """The transition alone; on CUDA as a captured graph, which is how the closed loop runs there too."""
+    if simulator.device.type == "cpu":
+
+        def step_eagerly(controls: Tensor) -> None:
+            simulator.reset(start, None)
+            for control in controls:
+                simulator.step(control, None)
+
+        return step_eagerly
+
+    graph: torch.cuda.CUDAGraph | None = None
+    held: list[Tensor] = []
+
+    def step_captured(controls: Tensor) -> None:
+        nonlocal graph
+        simulator.reset(start, None)
+        if graph is None:
+            held.append(controls[0].clone())
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                simulator.step(held[0], None)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                simulator.step(held[0], None)
+        for control in controls:
+            held[0].copy_(control)
+            graph.replay()
+
+    return step_captured
+
+
+def _warp_stepper(description: MujocoModel, start: State) -> Callable[[Tensor], None]:
+    """Raw `mujoco_warp` with its own settings: one launch of a captured graph per control step."""
     import mujoco_warp as mjw
     import warp as wp
 
-    qpos = start["qpos"]
+    from envs.physics.compile import build_model
+
+    qpos, model = start["qpos"], build_model(description)
+    room = {"nconmax": description.contacts_per_world, "njmax": description.constraints_per_world}
     with wp.ScopedDevice(wp.device_from_torch(qpos.device)):
         warp_model = mjw.put_model(model)
         warp_model.opt.warn_overflow = 0
-        data = mjw.make_data(
-            model, nworld=len(qpos), nconmax=sizes.contacts_per_world, njmax=sizes.constraints_per_world
-        )
+        data = mjw.make_data(model, nworld=len(qpos), **room)
 
         def substeps() -> None:
-            for _ in range(frame_skip):
+            for _ in range(description.frame_skip):
                 mjw.step(warp_model, data)
 
         substeps()
         with wp.ScopedCapture() as capture:
             substeps()
     graph = cast(Any, capture.graph)
-    views = {name: wp.to_torch(getattr(data, name)) for name in ("qpos", "qvel", "ctrl", "qacc_warmstart")}
+    names = ("qpos", "qvel", "ctrl", "qacc_warmstart", "overflow")
+    views = {name: wp.to_torch(getattr(data, name)) for name in names}
 
     def step_warp(controls: Tensor) -> None:
         for name in ("qpos", "qvel"):
@@ -157,6 +187,8 @@ def _warp_stepper(model: Any, start: State, frame_skip: int, sizes: MujocoModel)
         for control in controls:
             views["ctrl"].copy_(control)
             wp.capture_launch(graph)
+        if views["overflow"].any():
+            raise RuntimeError("The raw physics had no room for all contacts: its rate would mean nothing.")
 
     return step_warp
 

@@ -68,7 +68,7 @@ benchmark() { # NAME ARGUMENTS...
     step "$name" "$run" scripts/benchmark.py "$@" --device cuda --json "$out/$name.json" --plot "$out/$name.png"
 }
 
-step tests "$run" -m pytest -q -p no:cacheprovider -m gpu tests/gpu
+step tests "$run" -m pytest -q -p no:cacheprovider -m gpu -rP tests/gpu
 benchmark iteration-halfcheetah iteration --family halfcheetah-vel
 benchmark iteration-navigation iteration --family navigation-2d --meta-batch-size 20
 if [ -n "${QUICK:-}" ]; then
@@ -84,7 +84,12 @@ else
         step "train-navigation-seed$seed" "$run" scripts/train.py maml-trpo --family navigation-2d --device cuda \
             --seed "$seed" --run-dir "$out/navigation-seed$seed"
         step "evaluate-navigation-seed$seed" "$run" scripts/evaluate.py "$out/navigation-seed$seed"
+        step "draw-navigation-seed$seed" "$run" scripts/visualize.py "$out/navigation-seed$seed"
     done
+    rm -rf "$out/halfcheetah"
+    step train-halfcheetah "$run" scripts/train.py maml-trpo --family halfcheetah-vel@maml2017 --device cuda \
+        --iterations 100 --run-dir "$out/halfcheetah"
+    step evaluate-halfcheetah "$run" scripts/evaluate.py "$out/halfcheetah"
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     echo "FAILED: ${failed[*]} (output in $out)"

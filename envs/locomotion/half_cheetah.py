@@ -213,4 +213,7 @@ def _describe_model(config: HalfCheetahConfig) -> MujocoModel:
         timestep=config.timestep,
         derived=tuple(derived),
         derived_at="new_state" if uses_com else "last_substep",
+        # Random episodes were seen to need 6 contacts and 24 rows.
+        contacts_per_world=16,
+        constraints_per_world=48,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, final
 
 import mujoco
@@ -102,7 +101,6 @@ class MujocoCpuSimulator:
         self.nominal_fields = {name: torch.from_numpy(values[0].copy()) for name, values in self._varied.items()}
         self._views = {"qpos": self._qpos, "qvel": self._qvel}
         self._views |= {quantity.name: self._bind_derived(quantity) for quantity in model.derived}
-        self.generation = 0
         self.reset({}, None)
 
     def set_fields(self, fields: Mapping[str, Tensor]) -> None:
@@ -147,9 +145,6 @@ class MujocoCpuSimulator:
                 # MuJoCo computes it only where a sensor asks for it.
                 start = int(self.model.sensor(quantity.name).adr[0])
                 return self._batch.bind("sensordata")[:, start : start + 3]
-
-    def capturing(self) -> AbstractContextManager[None]:
-        raise RuntimeError("MuJoCo on CPU threads cannot be part of a CUDA graph.")
 
     def failed(self) -> Tensor:
         # The counters survive until the lane is reset, and time does not help: MuJoCo restarts it within the step.

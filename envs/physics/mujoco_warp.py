@@ -5,6 +5,9 @@ per `reset` that tells whether all contacts found room. On Warp's CPU device the
 tested without a GPU. Differences from the CPU engine: float32; all worlds cost physics, a finished one is put back
 where it was; a diverged world keeps its non-finite numbers until it is reset; at most `SOLVER_ITERATIONS` solver
 iterations.
+
+On CUDA, Warp works on a stream of its own that torch made, ordered against torch's current one around every call;
+inside a graph that torch is capturing it works on that graph's stream instead (`capturing`).
 """
 
 # MuJoCo's and Warp's classes come without usable type stubs.
@@ -38,13 +41,18 @@ except ImportError as error:
         "`pip install -c constraints.txt -e '.[gpu]'` in the clone."
     ) from error
 
-SOLVER_ITERATIONS = 10
-"""Newton iterations at most. They are unrolled and finished worlds leave early: a loop with a condition on the device
-could not be part of a graph that torch captures. HalfCheetah was seen to need 8; needing more voids the episode."""
+SOLVER_ITERATIONS = 8
+"""Newton iterations at most. They are unrolled and finished worlds leave early: whether a loop with its condition on
+the device may be part of a graph that torch captures is untested. Of 800,000 substeps of HalfCheetah one needed 7, none
+more; needing more voids the episode."""
 
 _OVERFLOW = mjw.OverflowType
-_NO_ROOM = int(_OVERFLOW.NEFC | _OVERFLOW.NJMAX_NNZ | _OVERFLOW.BROADPHASE | _OVERFLOW.NARROWPHASE)
-_VOID = _NO_ROOM | int(_OVERFLOW.CCD | _OVERFLOW.ITERATIONS)
+_NO_ROOM = (_OVERFLOW.NEFC, _OVERFLOW.NJMAX_NNZ, _OVERFLOW.BROADPHASE, _OVERFLOW.NARROWPHASE)
+_VOID = (*_NO_ROOM, _OVERFLOW.CCD, _OVERFLOW.ITERATIONS)
+"""Flags that mean a world's physics is not to be trusted; the first four, that contacts found no room."""
+_CARRIED = ("qpos", "qvel", "act", "time", "qacc_warmstart")
+"""What a world carries from one step to the next."""
+
 _HUGE = 1e10
 """Where MuJoCo itself calls a number diverged (mjMAXVAL)."""
 
@@ -96,7 +104,7 @@ class MujocoWarpSimulator:
         device: "cuda", or "cpu" for Warp's own CPU device.
 
     Attributes:
-        generation: Counts how often the buffers were made anew; graphs captured before are void.
+        memory_generation: Counts how often the buffers were made anew; graphs captured before are void.
     """
 
     def __init__(self, model: MujocoModel, num_lanes: int, device: torch.device) -> None:
@@ -106,13 +114,16 @@ class MujocoWarpSimulator:
         self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         self._warp_device = wp.device_from_torch(self.device)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # Kept for good: Warp forgets a stream when the last it handed out for it dies.
+        self._warp_stream = wp.stream_from_torch(self._stream) if self._stream else None
+        self._capture_streams: list[Any] = []
         self.model = build_model(model)
         self._description = model
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
             self.model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # MuJoCo Warp has no PGS
         self.model.opt.iterations = min(self.model.opt.iterations, SOLVER_ITERATIONS)
         self._contacts, self._constraints = model.contacts_per_world, model.constraints_per_world
-        self.generation = 0
+        self.memory_generation = 0
         self._fields: dict[str, Tensor] = {}
         self._allocate()
         self.reset({}, None)
@@ -123,7 +134,7 @@ class MujocoWarpSimulator:
         per_world = [name for name in varied if not name.startswith("opt.")]
         if any(name in CONSTANTS_FOLLOW for name in varied):
             per_world += _CONSTANTS
-        with wp.ScopedDevice(self._warp_device), _says_when_it_takes_long():
+        with self._ordered(), _says_when_it_takes_long():
             self._warp_model = m = mjw.put_model(self.model, batch_sizes=dict.fromkeys(per_world, self.num_lanes))
             # Read by the kernels' generators: both must be set before the first step.
             m.opt.warn_overflow = 0
@@ -133,7 +144,7 @@ class MujocoWarpSimulator:
             self._data = d = mjw.make_data(
                 self.model, nworld=self.num_lanes, nconmax=self._contacts, njmax=self._constraints
             )
-            names = ("qpos", "qvel", "ctrl", "qacc_warmstart", "overflow")
+            names = (*_CARRIED, "ctrl", "overflow")
             self._arrays: dict[str, Tensor] = {name: wp.to_torch(getattr(d, name)) for name in names}
             self._sources = {quantity.name: self._source(quantity) for quantity in self._description.derived}
             self._derived = {name: source.clone() for name, source in self._sources.items()}
@@ -148,11 +159,23 @@ class MujocoWarpSimulator:
             self._advance = self._captured(self._substeps)
             self._clear = self._captured(lambda: mjw.reset_data(m, d, reset=self._warp_mask))
             self._measure = self._captured(self._kinematics)
-        self.generation += 1
+        self.memory_generation += 1
+
+    @contextlib.contextmanager
+    def _ordered(self) -> Iterator[None]:
+        """Warp's work inside comes after what torch has queued and before what it will queue."""
+        if self._stream is None or torch.cuda.is_current_stream_capturing():
+            with wp.ScopedDevice(self._warp_device):
+                yield
+            return
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with wp.ScopedDevice(self._warp_device), wp.ScopedStream(self._warp_stream), torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
 
     def _expand_option(self, name: str) -> None:
         values = wp.to_torch(getattr(self._warp_model.opt, name)).expand(self.num_lanes, -1).contiguous()
-        self._option = values  # Warp's array only borrows the memory
         setattr(self._warp_model.opt, name, wp.from_torch(values, dtype=wp.vec3))
 
     def _field(self, name: str) -> Any:
@@ -182,21 +205,16 @@ class MujocoWarpSimulator:
     def _captured(self, function: Callable[[], None]) -> Callable[[], None]:
         """`function` as one launch of a captured graph; inside a graph that torch is capturing, as part of that."""
         function()  # compiles: a capture may not
-        stream = None if self._stream is None else wp.stream_from_torch(self._stream)
-        with wp.ScopedDevice(self._warp_device), wp.ScopedCapture(stream=stream) as capture:
+        # Kernels go to Warp's current stream, which `_ordered` has set; a capture alone would not change it.
+        with wp.ScopedCapture(stream=self._warp_stream) as capture:
             function()
 
         def launch() -> None:
-            if self._stream is None:
-                wp.capture_launch(capture.graph)
-            elif torch.cuda.is_current_stream_capturing():
-                function()
-            else:
-                # Warp's stream and torch's know nothing of one another.
-                current = torch.cuda.current_stream(self.device)
-                self._stream.wait_stream(current)
-                wp.capture_launch(capture.graph, stream=stream)
-                current.wait_stream(self._stream)
+            with self._ordered():
+                if self._stream is not None and torch.cuda.is_current_stream_capturing():
+                    function()
+                else:
+                    wp.capture_launch(capture.graph, stream=self._warp_stream)
 
         return launch
 
@@ -204,6 +222,7 @@ class MujocoWarpSimulator:
     def capturing(self) -> Iterator[None]:
         """Put around the body of a `torch.cuda.graph` that steps these worlds, so that Warp knows of the capture."""
         stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
+        self._capture_streams.append(stream)
         with wp.ScopedDevice(self._warp_device), wp.ScopedStream(stream, sync_enter=False):
             wp.capture_begin(stream=stream, force_module_load=False, external=True)
             try:
@@ -216,7 +235,7 @@ class MujocoWarpSimulator:
             self._varied[name].copy_(values)
         self._fields = {name: values.clone() for name, values in self._varied.items()}
         if any(name in CONSTANTS_FOLLOW for name in fields):
-            with wp.ScopedDevice(self._warp_device):
+            with self._ordered():
                 mjw.set_const(self._warp_model, self._data)
 
     def state(self) -> State:
@@ -240,7 +259,7 @@ class MujocoWarpSimulator:
             self._put(self._derived[name], source)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
-        kept = [self._arrays[name] for name in ("qpos", "qvel", "qacc_warmstart")] + list(self._derived.values())
+        kept = [*(self._arrays[name] for name in _CARRIED), *self._derived.values()]
         before = None if lanes is None else [value.clone() for value in kept]
         self._arrays["ctrl"].copy_(control)
         # Warp would clamp a NaN to the end of the control range and go on as if nothing were wrong.
@@ -250,10 +269,10 @@ class MujocoWarpSimulator:
             self._derived[name].copy_(source)
         if lanes is not None and before is not None:
             for value, old in zip(kept, before, strict=True):
-                value.copy_(torch.where(lanes[:, None], value, old))
+                value.copy_(torch.where(lanes.reshape(-1, *[1] * (value.ndim - 1)), value, old))
 
     def failed(self) -> Tensor:
-        healthy = (self._arrays["overflow"] & _VOID) == 0
+        healthy = (self._arrays["overflow"] & sum(_VOID)) == 0
         for name in ("qpos", "qvel"):
             # NaN compares false.
             healthy &= (self._arrays[name].abs() < _HUGE).all(-1)
@@ -265,11 +284,12 @@ class MujocoWarpSimulator:
 
     def _make_room(self) -> None:
         """Doubles the contact buffers if the episodes before this reset overflowed them. Waits for the device."""
-        bits = int(torch.bitwise_and(self._arrays["overflow"], _VOID).max())
-        if not bits:
+        seen = torch.stack([(self._arrays["overflow"] & int(flag)).any() for flag in _VOID]).tolist()
+        raised = [flag for flag, there in zip(_VOID, seen, strict=True) if there]
+        if not raised:
             return
-        what = "+".join(flag.name or "" for flag in _OVERFLOW if flag & bits)
-        if not bits & _NO_ROOM:
+        what = "+".join(str(flag.name) for flag in raised)
+        if not set(raised) & set(_NO_ROOM):
             warnings.warn(f"MuJoCo Warp reports {what}; the worlds concerned count as diverged.", stacklevel=3)
             return
         self._contacts, self._constraints = 2 * self._contacts, 2 * self._constraints
@@ -278,7 +298,7 @@ class MujocoWarpSimulator:
             f"on there is room for {self._contacts} contacts and {self._constraints} constraints per world.",
             stacklevel=3,
         )
-        kept = {name: self._arrays[name] for name in ("qpos", "qvel", "qacc_warmstart")}
+        kept = {name: self._arrays[name] for name in _CARRIED}
         derived = self._derived
         self._allocate()
         for name, value in kept.items():

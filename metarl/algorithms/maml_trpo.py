@@ -284,14 +284,16 @@ def make_chunks(
     config: MAMLTRPOConfig, policy: Policy, horizon: int, device: str, num_threads: int | None
 ) -> TaskChunks:
     """How the update splits tasks: `config.chunk_size`, or one chosen for the size of the policy and the data."""
+    if config.chunk_size:
+        return TaskChunks(config.chunk_size, num_threads if device == "cpu" else 1)
     rows = config.steps_per_task or config.episodes_per_task * horizon
     weights = [value for _, value in policy.named_parameters() if value.ndim > 1]
-    layer_bytes = rows * max(value.shape[0] * value.element_size() for value in weights)
+    layer_bytes = rows * max((value.shape[0] * value.element_size() for value in weights), default=1)
     if device == "cpu":
-        return TaskChunks(config.chunk_size or cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
-    graph_bytes = KEPT_LAYERS * len(weights) * (config.num_inner_steps + 1) * layer_bytes
+        return TaskChunks(cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
+    graph_bytes = KEPT_LAYERS * (len(weights) + 1) * (config.num_inner_steps + 1) * layer_bytes
     size = fitting_chunk_size(config.meta_batch_size, graph_bytes, graph_budget(torch.device(device)))
-    return TaskChunks(config.chunk_size or size, num_threads=1)
+    return TaskChunks(size, num_threads=1)
 
 
 @final

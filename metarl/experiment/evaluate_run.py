@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,13 @@ def evaluate_run(
     """
     learner = run.config.learner
     steps_per_task = 2 * learner.steps_per_task if episodes_per_task is None and learner.steps_per_task else None
+    episodes_per_task = episodes_per_task or 2 * learner.episodes_per_task
+    here = replace(
+        learner,
+        meta_batch_size=len(tasks),
+        episodes_per_task=episodes_per_task,
+        steps_per_task=steps_per_task or 0,
+    )
     with status(f"adapting to {len(tasks)} tasks, {num_steps} inner steps ..."):
         return evaluate_adaptation(
             run.family,
@@ -67,10 +75,10 @@ def evaluate_run(
             num_steps=num_steps,
             noise_key=(EVALUATION, seed),
             settings=learner.advantage_settings(),
-            episodes_per_task=episodes_per_task or 2 * learner.episodes_per_task,
+            episodes_per_task=episodes_per_task,
             steps_per_task=steps_per_task,
             device=device,
-            chunks=make_chunks(learner, run.policy, run.family.horizon, device, num_threads),
+            chunks=make_chunks(here, run.policy, run.family.horizon, device, num_threads),
         )
 
 

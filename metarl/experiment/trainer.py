@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 
 from metarl.algorithms.maml_trpo import MAMLTRPO, inner_loss
+from metarl.collect import worlds_for_budget
 from metarl.evaluation import evaluate_adaptation
 from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
@@ -19,7 +20,7 @@ from metarl.experiment.progress import Progress
 from metarl.experiment.run_directory import CHECKPOINT_FORMAT, RunDirectory, read_checkpoint
 from metarl.noise import VALIDATION
 from metarl.policies import GaussianMLPPolicy
-from metarl.types import TaskFamily
+from metarl.types import BatchedEnv, TaskFamily
 
 _VALIDATION_TASK_SEED = 2**31 - 1
 """Task seed of the validation draw: far from the seeds people choose for training."""
@@ -67,6 +68,7 @@ class Trainer:
         self.learner, self.config, self.run = learner, config, run
         self.family = learner.family
         self.best_score = -math.inf
+        self._validation_env: BatchedEnv | None = None
         self._resumed = resume
         if resume:
             self._restore()
@@ -133,6 +135,12 @@ class Trainer:
         """Adaptation on a fixed draw of training tasks; saves the best checkpoint so far."""
         validation, settings = self.config.validation, self.config.learner
         tasks = self.family.sample_tasks(validation.num_tasks, "train", _VALIDATION_TASK_SEED)
+        if self._validation_env is None:
+            # Kept: on a GPU its step is captured once, and memory is not given back at once.
+            budget, episodes, device = settings.steps_per_task, settings.episodes_per_task, self.config.device
+            worlds = worlds_for_budget(budget, self.family.horizon) if budget else episodes
+            threads = self.learner.chunks.num_threads
+            self._validation_env = self.family.batch(tasks, worlds, device, num_threads=threads)
         curve, _ = evaluate_adaptation(
             self.family,
             self.learner.policy,
@@ -147,6 +155,7 @@ class Trainer:
             steps_per_task=settings.steps_per_task or None,
             device=self.config.device,
             chunks=self.learner.chunks,
+            env=self._validation_env,
         )
         score = float(curve.mean[1:].mean())
         # Written so that a score that is not a number never becomes the best.

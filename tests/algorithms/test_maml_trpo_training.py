@@ -32,7 +32,7 @@ def metrics_of(learner, iterations):
 # Repeatability.
 
 
-@pytest.mark.parametrize("config", [{}, {"steps_per_task": 15, "fvp_fraction": 0.5}, {"memory_budget_mb": 1}])
+@pytest.mark.parametrize("config", [{}, {"steps_per_task": 15, "fvp_fraction": 0.5}, {"chunk_size": 1}])
 def test_the_same_seed_gives_the_same_metrics_and_parameters_bitwise(config):
     torch.manual_seed(1)
     first = learner(**config)

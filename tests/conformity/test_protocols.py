@@ -19,7 +19,17 @@ import envs
 import metarl.types as wanted
 from envs import registry
 from envs.batched_env import BatchedEnv, Step
-from envs.family import DescribesSteps, FamilySpec, Measured, Problem, Renderer, Simulator, TaskFamily
+from envs.family import (
+    Backend,
+    Capturable,
+    DescribesSteps,
+    FamilySpec,
+    Measured,
+    Problem,
+    Renderer,
+    Simulator,
+    TaskFamily,
+)
 from envs.navigation import NavigationRenderer
 from envs.presets import PublishedCurve
 from envs.torch_simulator import TorchSimulator
@@ -93,6 +103,16 @@ def test_families_are_what_their_authors_were_asked_for(family: TaskFamily) -> N
         assert misfits(DescribesSteps, problem) == []
 
 
+@pytest.mark.parametrize(("name", "backend"), [("navigation-2d", "auto"), ("halfcheetah-vel", "warp")])
+def test_what_runs_on_cuda_can_be_captured(name: str, backend: Backend) -> None:
+    if backend == "warp":
+        pytest.importorskip("mujoco_warp")
+    family = envs.make(name)
+    env = family.batch(family.sample_tasks(2), 1, backend=backend)
+    assert misfits(wanted.CapturableEnv, env) == []
+    assert misfits(Capturable, env.simulator) == []
+
+
 def test_renderers() -> None:
     from envs.physics.renderer import MujocoRenderer
 
@@ -124,11 +144,7 @@ def test_a_misfit_is_found() -> None:
         def step(self, actions: Any, masks: Any) -> None: ...
 
     assert misfits(wanted.BatchedEnv, Other()) == [
-        "capturing is missing",
         "device is missing",
-        "generation is missing",
-        "memory is missing",
-        "move_to is missing",
         "reset(): seed is not parameter number 0",
         "reset(): lanes is not parameter number 1",
         "step(): masks is needed",

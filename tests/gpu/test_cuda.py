@@ -22,7 +22,8 @@ from metarl.algorithms.maml_trpo import (
 )
 from metarl.collect import collect
 from metarl.noise import DeviceNoise, TaskNoise
-from metarl.ops.tree import expand_tasks
+from metarl.ops.tree import expand_tasks, flatten
+from metarl.ops.trust_region import conjugate_gradient
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
 from metarl.step_graph import StepGraph
@@ -95,8 +96,10 @@ def test_nothing_waits_inside_an_episode(name):
     live = torch.ones(TASKS, EPISODES, dtype=torch.bool, device="cuda")
     graph = StepGraph(env, policy, params, noise)
     observation = env.reset(0).float()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")
+            torch.cuda.set_sync_debug_mode("error")
         graph.run(env, params, noise, observation, live)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -156,8 +159,8 @@ def tf32():
     switch(False)
 
 
-def test_a_fisher_product_in_float32_is_accurate_and_tf32_is_off(tf32):
-    """Through the adaptation, against float64. What TF32 would cost is printed: that is why it is off."""
+def test_conjugate_gradient_in_float32_is_accurate_and_tf32_is_off(tf32):
+    """Residual and solution of the update's own system against float64. What TF32 would cost is printed."""
     assert not torch.backends.cuda.matmul.allow_tf32
     family, env, policy, _ = set_up("halfcheetah-vel", "cpu", episodes=5)
     params = initial_params(policy)
@@ -168,18 +171,70 @@ def test_a_fisher_product_in_float32_is_accurate_and_tf32_is_off(tf32):
     config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=5)
     chunks = make_chunks(config, policy, family.horizon, "cuda", None)
 
-    def product(dtype, fast):
+    def solve(dtype, fast):
         tf32(fast)
         batch = move(MetaBatch.of(data, 1.0), "cuda", dtype)
-        image = fisher_metric(policy, batch, config, chunks)(
-            {n: torch.ones_like(v, dtype=dtype, device="cuda") for n, v in params.items()}
-        )
-        return torch.cat([v.double().reshape(-1) for v in image.values()])
+        there = {n: v.to("cuda", dtype) for n, v in params.items()}
+        rhs, unflatten = flatten(meta_gradient(policy, there, batch.samples, config, chunks)[0])
+        metric = fisher_metric(policy, batch, config, chunks)
 
-    exact = product(torch.float64, False)
-    error, fast_error = (float((product(torch.float32, on) - exact).norm() / exact.norm()) for on in (False, True))
-    print(f"relative error of a Fisher product: float32 {error:.1e}, TF32 {fast_error:.1e}")
-    assert error < 1e-4
+        def product(x):
+            return flatten(metric(unflatten(x)))[0] + config.cg_damping * x
+
+        found = conjugate_gradient(product, rhs, config.cg_iters)
+        return product(rhs).double(), found.solution.double(), found.relative_residual
+
+    exact = solve(torch.float64, False)
+    errors = {}
+    for label, fast in (("float32", False), ("TF32", True)):
+        image, solution, residual = solve(torch.float32, fast)
+        errors[label] = float((image - exact[0]).norm() / exact[0].norm())
+        direction = float(torch.nn.functional.cosine_similarity(solution, exact[1], dim=0))
+        print(
+            f"{label}: product off by {errors[label]:.1e}, direction's cosine {direction:.5f}, residual {residual:.3f}"
+        )
+    print(f"float64: residual {exact[2]:.3f}")
+    assert errors["float32"] < 1e-4
+
+
+class Reading:
+    """A family whose reward asks the device a question, which no capture can hold."""
+
+    def __init__(self):
+        self._inner = envs.make("navigation-2d").problem
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def reward(self, before, after, action, task):
+        return self._inner.reward(before, after, action, task) * (1.0 if float(action.sum()) > -1e9 else 0.0)
+
+
+def test_what_cannot_be_captured_runs_step_by_step_with_one_warning():
+    from envs.family import TaskFamily
+
+    family = TaskFamily(Reading())
+    env = family.batch(family.sample_tasks(TASKS), EPISODES, "cuda")
+    _, plain, policy, params = set_up(FAMILIES[0], "cuda")
+    noise = DeviceNoise((0, 1), TASKS, env.device)
+    with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph"):
+        slow = collect(env, policy, params, noise)
+    again, fast = collect(env, policy, params, noise), collect(plain, policy, params, noise)
+    for other in (again, fast):
+        torch.testing.assert_close(slow.rewards, other.rewards)
+
+
+def test_warps_own_graphs_do_what_they_captured():
+    simulator = envs.make("halfcheetah-vel").batch(torch.ones(1, 1), 4, "cuda").simulator
+    before = simulator.state()["qpos"]
+    simulator.step(torch.ones(4, 6, device="cuda"), None)
+    after = simulator.state()["qpos"]
+    assert not torch.equal(before, after)
+    simulator._arrays["overflow"].fill_(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulator.reset({}, None)
+    assert not simulator._arrays["overflow"].any() and not simulator.state()["qpos"].any()
 
 
 def test_waves_for_a_step_budget():
