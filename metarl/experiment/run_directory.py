@@ -28,7 +28,7 @@ from metarl.experiment.files import load_checkpoint, write_bytes_atomically, wri
 from metarl.types import Params
 
 CHECKPOINT_FORMAT = 1
-_PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "tensorboard")
+_PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang", "tensorboard")
 
 
 @final
@@ -221,6 +221,7 @@ def session() -> dict[str, Any]:
         "packages": found,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": _commit(),
         "command": sys.argv,
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
