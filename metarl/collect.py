@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarl.ops.masked import valid_first
 from metarl.parallel import one_intra_op_thread
 from metarl.step_graph import StepRecord, control_step, step_graph
 from metarl.types import BatchedEnv, CapturableEnv, Distribution, Params, Policy, Rollout
@@ -138,8 +139,7 @@ def _keep_budget(rollout: Rollout, steps_per_task: int) -> Rollout:
     """Keeps each task's episodes, in order, until they hold `steps_per_task` steps; cuts the axis to the longest."""
     lengths = rollout.valid.sum(-1)
     needed = (lengths > 0) & (lengths.cumsum(1) - lengths < steps_per_task)
-    order = torch.argsort((~needed).to(torch.uint8), dim=1, stable=True)[:, : int(needed.sum(-1).max())]
-    task = torch.arange(needed.shape[0], device=needed.device).unsqueeze(-1)
-    kept = tree_map(lambda value: value[task, order], rollout)
-    valid = kept.valid & needed[task, order].unsqueeze(-1)
+    take = valid_first(needed, int(needed.sum(-1).max()))
+    kept = tree_map(take, rollout)
+    valid = kept.valid & take(needed).unsqueeze(-1)
     return dataclasses.replace(kept, valid=valid, terminated=kept.terminated & valid, truncated=kept.truncated & valid)

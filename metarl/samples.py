@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarl.ops import linear_baseline
-from metarl.ops.masked import normalise
+from metarl.ops.masked import normalise, valid_first
 from metarl.ops.returns import discounted_returns, generalized_advantages
 from metarl.types import Rollout, Samples
 
@@ -68,13 +68,11 @@ def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
     )
     if bool(flat[:, :num_rows].all()) and num_rows == flat.shape[1]:
         return Samples(*tree_map(lambda x: x.flatten(1, 2), columns))
-    # A stable sort of "is padding" puts valid rows first and keeps their order.
-    order = torch.argsort((~flat).to(torch.uint8), dim=1, stable=True)[:, :num_rows]
-    task = torch.arange(flat.shape[0], device=flat.device).unsqueeze(-1)
-    rows = Samples(*tree_map(lambda x: x.flatten(1, 2)[task, order], columns))
+    take = valid_first(flat, num_rows)
+    rows = Samples(*tree_map(lambda x: take(x.flatten(1, 2)), columns))
     # Where tasks have different numbers of steps the last rows of the shorter ones are padding. Zero them: a
     # network's gradient through a masked row is 0 * its input, and its input may be NaN.
-    kept = flat[task, order]
+    kept = take(flat)
     return tree_map(lambda x: torch.where(_like(kept, x), x, torch.zeros_like(x)), rows._replace(valid=kept))
 
 

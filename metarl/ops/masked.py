@@ -1,6 +1,8 @@
-"""Statistics over valid entries only: whatever stands in padding, NaN included, changes nothing."""
+"""Valid entries only: whatever stands in padding, NaN included, changes nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,3 +33,16 @@ def normalise(
     centred = torch.where(valid, values - masked_mean(values, valid).reshape(shape), 0.0)
     std = masked_mean(centred.square(), valid).sqrt().reshape(shape)
     return centred / (std + eps)
+
+
+def valid_first(valid: Bool[Tensor, "task entry"], num: int) -> Callable[[Tensor], Tensor]:
+    """A function that takes `num` entries of each task of a tensor `[task, entry, ...]`: valid ones first, in order.
+
+    Args:
+        valid: Which entries count.
+        num: How many to take; where a task has fewer valid ones, others follow.
+    """
+    # A stable sort of "is padding" keeps the order of the rest.
+    order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)[:, :num]
+    task = torch.arange(valid.shape[0], device=valid.device).unsqueeze(-1)
+    return lambda value: value[task, order]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metarl.ops.masked import masked_mean, normalise
+from metarl.ops.masked import masked_mean, normalise, valid_first
 
 
 def test_masked_mean_by_hand_and_zero_without_entries():
@@ -69,3 +69,12 @@ def test_padding_changes_neither_statistics_nor_gradients():
     for outcome in outcomes[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outcome, outcomes[0], strict=True))
     assert not outcomes[0][2][~valid].any()
+
+
+def test_valid_entries_come_first_in_their_order():
+    valid = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    values = torch.arange(8.0).reshape(2, 4)
+    assert valid_first(valid, 2)(values).tolist() == [[1, 2], [4, 7]]
+    assert valid_first(valid, 3)(values).tolist() == [[1, 2, 0], [4, 7, 5]]
+    wide = torch.stack([values, -values], dim=-1)
+    assert torch.equal(valid_first(valid, 3)(wide)[..., 1], -valid_first(valid, 3)(values))
