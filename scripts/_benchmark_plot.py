@@ -7,6 +7,7 @@ from pathlib import Path
 
 from _benchmark_limits import Row
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from metarl.visualize.figure import BEFORE, TITLE_HEIGHT, drawing, title
 
@@ -19,7 +20,7 @@ def draw(path: Path, rows: Sequence[Row], detail: str) -> None:
     width, height = 6.4, 3.9 if rollout else 2.6
     with drawing(path, width, height) as figure:
         title(
-            figure, "Rollouts: how close to the physics alone" if rollout else "Where an iteration's time goes", detail
+            figure, "Rollouts: how close to the dynamics alone" if rollout else "Where an iteration's time goes", detail
         )
         axes = figure.add_axes((0.14, 0.15, 0.82, (height - TITLE_HEIGHT) / height - 0.17))
         (_draw_rates if rollout else _draw_parts)(axes, rows)
@@ -27,7 +28,7 @@ def draw(path: Path, rows: Sequence[Row], detail: str) -> None:
 
 def _draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
     """Open and closed loop over the number of worlds, on logarithmic axes; the CPU's rate as a line."""
-    for name, label, colour in (("open_loop", "physics alone", BEFORE), ("closed_loop", "closed loop", _OURS)):
+    for name, label, colour in (("open_loop", "dynamics alone", BEFORE), ("closed_loop", "closed loop", _OURS)):
         chosen = [row for row in rows if row.name == f"rollout/{name}"]
         axes.plot([row.worlds for row in chosen], [row.measured for row in chosen], "o-", color=colour, label=label)
     for row in rows:
@@ -39,7 +40,7 @@ def _draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # 20M, not 20,000,000
     axes.set_xlabel("worlds")
     axes.set_ylabel(rows[0].unit)
     axes.legend()

@@ -9,8 +9,9 @@
 a GPU at 64 to 131072 worlds, with the CPU's rate beside.
 `update`: one meta-update on recorded rollouts against its matrix products (one inner step) at their measured rate.
 `iteration`: a whole MAML-TRPO iteration, split into both. The ratio is measured / limit. CPU-seconds count all threads
-of the process; on a shared machine quote ratios, not seconds. On a GPU seconds are wall time. docs/performance.md
-explains the figures.
+of the process; on a shared machine quote ratios, not seconds. On a GPU seconds are wall time. A family
+written in torch has no physics: its sampling limit is the bare transition and says little. docs/performance.md explains
+the figures.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Arguments:
         hidden_sizes: Policy layers.
         activation: Policy activation.
         inner_lr: Inner step size.
-        fvp_fraction: Share of the episodes in the Fisher metric.
+        fvp_fraction: Share of the tasks in the Fisher metric.
         chunk_size: Tasks handled together in the update; 0 chooses as training does.
         repeats: Measurements; the median by CPU time is reported.
         device: Device.
@@ -119,7 +120,15 @@ def main() -> None:
     for path in (arguments.json, arguments.plot):
         if path:
             check_writable(path)
+    if arguments.worlds and arguments.what != "rollout":
+        raise UserError(
+            f"--worlds belongs to rollout; {arguments.what} takes --meta-batch-size and --episodes-per-task."
+        )
     family = _common.make_family(arguments.family)
+    try:
+        family.batch(family.sample_tasks(1), 1, arguments.device, arguments.backend)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--backend {arguments.backend} --device {arguments.device}: {error}") from error
 
     from _benchmark_cases import Case, measure
     from _benchmark_limits import description_of
@@ -127,10 +136,11 @@ def main() -> None:
     case = Case(family, config, arguments.backend)
     sweep = arguments.worlds or (SWEEP if arguments.device == "cuda" else ())
     rows = measure(case, arguments.what, arguments.repeats, sweep)
+    size = "worlds as below" if sweep else f"{arguments.meta_batch_size} tasks x {arguments.episodes_per_task} episodes"
     print(
-        f"{family.spec.id}: {arguments.meta_batch_size} tasks x {arguments.episodes_per_task} episodes x "
-        f"{family.horizon} steps, policy {'-'.join(map(str, arguments.hidden_sizes))} {arguments.activation}, "
-        f"fvp_fraction {arguments.fvp_fraction}, {case.threads} threads, median of {arguments.repeats}"
+        f"{family.spec.id}: {size} x {family.horizon} steps, policy {'-'.join(map(str, arguments.hidden_sizes))} "
+        f"{arguments.activation}, fvp_fraction {arguments.fvp_fraction}, {case.threads} threads, "
+        f"median of {arguments.repeats}"
     )
     print_table(rows)
     if arguments.what == "rollout" and family.spec.dt:

@@ -10,6 +10,7 @@ With no other settings than --checkpoint the table is also saved as evaluation_<
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,11 @@ def table(record: dict, published: Sequence[PublishedCurve], same_tasks: bool) -
     """The curve as text: a row for the run, one per published method."""
     width = max(record["steps"] + 1, *(len(curve.returns) for curve in published), 1)
     lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]
-    cells = [f"{m:.2f} ± {c:.2f}" for m, c in zip(record["return_mean"], record["return_ci95"], strict=True)]
+    # One task has no interval.
+    cells = [
+        f"{m:.2f}" + (f" ± {c:.2f}" if c is not None and math.isfinite(c) else "")
+        for m, c in zip(record["return_mean"], record["return_ci95"], strict=True)
+    ]
     lines.append("this run (± 95 % over tasks)".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
     for curve in published:
         cells = "".join(f"{value:>18.2f}" for value in curve.returns)

@@ -9,10 +9,17 @@
 # Nothing is installed over what the machine has: missing packages go into a virtual environment in the folder that
 # sees the machine's own ones and keeps their versions, torch's before all.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-gpu-check}
+case ${1:-} in -*)
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+esac
+# Folders are meant from where the caller is; the rest happens in the clone.
+out=$(realpath -m "${1:-gpu-check}")
+[ -z "${WHEELS:-}" ] || WHEELS=$(realpath -m "$WHEELS")
 python=${PYTHON:-python3}
-mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+case $python in */*) python=$(realpath -s "$python") ;; esac
+cd "$(dirname "$0")/.."
 
 "$python" - <<'CHECK' || exit 2
 import sys
@@ -28,6 +35,7 @@ if not torch.cuda.is_available():
 print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {sys.version.split()[0]}")
 CHECK
 
+mkdir -p "$out" || exit 2
 # Pins: the machine's own version where it has a package, else the tested one.
 "$python" - constraints.txt >"$out/constraints.txt" <<'PINS'
 import sys

@@ -125,7 +125,7 @@ def check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu, or install torch's "
-            "CUDA build (README, section Installation)."
+            "CUDA build (README, section Install)."
         )
 
 
@@ -241,7 +241,8 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         raise UserError(
             f"{label('learner.step_weights')} is {' '.join(map(str, weights))}; it must hold "
             f"{'num_inner_steps' if source else '--num-inner-steps'} "
-            f"({learner.num_inner_steps}) numbers, none negative and not all zero."
+            f"({learner.num_inner_steps}) numbers, none negative and not all zero"
+            f"{'' if source else ' (the preset may have set it; --step-weights without a number clears it)'}."
         )
     if not policy.min_std <= policy.init_std < infinity:
         least = "min_std" if source else "--min-std"

@@ -19,10 +19,11 @@ DEFAULT_NUM_TASKS, DEFAULT_STEPS = 40, 3
 
 
 def test_tasks(run: LoadedRun, num_tasks: int | None, seed: int) -> tuple[Tensor, str]:
-    """The tasks to evaluate on and where they come from: the variant's published ones unless a number is asked for."""
+    """The tasks to evaluate on and where they come from: the variant's own fixed ones unless a number is asked for."""
     published = run.family.published_tasks()
     if published is not None and (num_tasks is None or num_tasks == len(published)):
-        return published, f"the {len(published)} published test tasks"
+        kind = "published" if run.family.spec.published else "fixed"
+        return published, f"the {len(published)} {kind} test tasks"
     count = num_tasks or DEFAULT_NUM_TASKS
     return run.family.sample_tasks(count, "test", seed), f"{count} tasks drawn from the test split"
 

@@ -49,9 +49,10 @@ class Progress:
         steps = sorted((k for k in metrics if k.startswith("return/step_")), key=lambda k: int(k.rsplit("_", 1)[1]))
         returns = " -> ".join(f"{metrics[k]:.1f}" for k in steps)
         left = (time.monotonic() - self._begin) / max(iteration - self._start, 1) * (self._total - iteration)
+        # Short enough for 80 columns with three returns: what is cut off is lost.
         return (
-            f"iteration {iteration}/{self._total}   return pre -> post {returns}   KL {metrics['kl']:.4f}   "
-            f"{metrics['time/env_steps_per_second']:,.0f} steps/s   {_duration(left)} left"
+            f"iteration {iteration}/{self._total}  {_duration(left)} left  return {returns}  KL {metrics['kl']:.4f}  "
+            f"{metrics['time/env_steps_per_second'] / 1000:.1f}k steps/s"
         )
 
 

@@ -60,7 +60,7 @@ def draw_adaptation_curve(
         ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.15, last + 0.15))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(ax)
-        title(figure, "Return while adapting to held-out tasks", detail)
+        title(figure, "Return while adapting to test tasks", detail)
     return path
 
 

@@ -246,7 +246,8 @@ def test_cheetah_direction_published_tasks() -> None:
     drawn = np.random.RandomState(1).uniform(0, 2, 40)
     assert published[:, 0].tolist() == [-1.0 if number < 1 else 1.0 for number in drawn]
     assert {curve.label: curve.returns[-1] for curve in family.spec.published}["MAML"] == 315.65
-    assert envs.make("halfcheetah-dir").published_tasks() is None
+    plain = envs.make("halfcheetah-dir").published_tasks()
+    assert plain is not None and plain.tolist() == [[1.0], [-1.0]], "each direction counts the same in evaluation"
 
 
 def test_corner_navigation_by_hand() -> None:
