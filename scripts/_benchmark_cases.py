@@ -8,7 +8,7 @@ import gc
 import math
 import statistics
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import _benchmark_limits as limits
 from _benchmark_limits import Row, Timing, median, peak_memory_mb, timed
@@ -48,9 +48,16 @@ class Case:
         """The same with so many worlds: a power of two of tasks, up to the case's own number of them."""
         tasks = min(2 ** int(math.log2(self.config.meta_batch_size)), worlds)
         learner = dataclasses.replace(self.config, meta_batch_size=tasks, episodes_per_task=max(1, worlds // tasks))
+        return self._with(config=learner)
+
+    def on_cpu(self) -> Case:
+        """The same on the CPU's own physics."""
+        return self._with(device="cpu", backend="auto")
+
+    def _with(self, **changes: Any) -> Case:
         other = copy.copy(self)
-        other.config = learner
-        other.chunks = make_chunks(learner, self.policy, self.family.horizon, self.device, self.threads)
+        other.__dict__.update(changes)
+        other.chunks = make_chunks(other.config, other.policy, other.family.horizon, other.device, other.threads)
         return other
 
     def make_env(self) -> BatchedEnv:
@@ -105,10 +112,7 @@ def measure_sweep(case: Case, repeats: int, worlds: Sequence[int]) -> list[Row]:
     if not worlds:
         rows += measure_rollout(case, repeats)
     if case.device == "cuda":
-        on_cpu = copy.copy(case)
-        on_cpu.device, on_cpu.backend = "cpu", "auto"
-        on_cpu.chunks = make_chunks(case.config, case.policy, case.family.horizon, "cpu", case.threads)
-        closed = measure_rollout(on_cpu, repeats)[1]
+        closed = measure_rollout(case.on_cpu(), repeats)[1]
         rate = closed.measured * closed.cpu_seconds / closed.wall_seconds
         beside = {"measured": rate, "limit": rate, "ratio": 1.0, "unit": "env steps/s"}
         rows.append(dataclasses.replace(closed, name="rollout/cpu", **beside))

@@ -34,7 +34,7 @@ class Arguments:
     Attributes:
         run: Run directory, or one under pretrained/.
         steps: Inner gradient steps to take.
-        num_tasks: Test tasks; by default the variant's published ones where it has them, else 40 drawn.
+        num_tasks: Test tasks; by default the variant's own fixed ones where it has them, else 40 drawn.
         episodes: Episodes per task and step; by default twice the training data, as published.
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
             kept, e.g. iteration_50.
@@ -59,7 +59,7 @@ def table(record: dict, published: Sequence[PublishedCurve], same_tasks: bool) -
     lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]
     # One task has no interval.
     cells = [
-        f"{m:.2f}" + (f" ± {c:.2f}" if c is not None and math.isfinite(c) else "")
+        f"{m:.2f}" + (f" ± {c:.2f}" if math.isfinite(c) else "")
         for m, c in zip(record["return_mean"], record["return_ci95"], strict=True)
     ]
     lines.append("this run (± 95 % over tasks)".ljust(34) + "".join(f"{cell:>18}" for cell in cells))

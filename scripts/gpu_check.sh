@@ -10,7 +10,7 @@
 # sees the machine's own ones and keeps their versions, torch's before all.
 set -uo pipefail
 case ${1:-} in -*)
-    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
     exit 0
     ;;
 esac

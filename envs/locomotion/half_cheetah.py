@@ -23,9 +23,9 @@ Two ways to measure the forward velocity v, and what each variant of the observa
 | `varibad`  |      |                                              | last substep left it            |                           |
 
 `plain` is Gymnasium's HalfCheetah-v5 with the reward above, bit for bit. (Direction has the first three variants.) The
-others reproduce task law, timing,
-observation, scaling and costs of the published code on today's MuJoCo: the contact solver of the MuJoCo versions they
-ran on was another one, and PEARL and VariBAD round observations to float32, which here is left to the rollout.
+others reproduce task law, timing, observation, scaling and costs of the published code on today's MuJoCo: the contact
+solver of the MuJoCo versions they ran on was another one, and PEARL and VariBAD round observations to float32, which
+here is left to the rollout.
 """
 
 from __future__ import annotations
