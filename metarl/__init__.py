@@ -2,18 +2,19 @@
 
 from metarl.adaptation import adapt
 from metarl.agent import Agent
-from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
 from metarl.types import Rollout
 
 __all__ = [
-    "MAMLTRPO",
     "AdaptationCurve",
     "Agent",
     "CategoricalMLPPolicy",
     "GaussianMLPPolicy",
-    "MAMLTRPOConfig",
+    "LearnerConfig",
+    "MetaLearner",
     "Rollout",
     "adapt",
     "evaluate_adaptation",

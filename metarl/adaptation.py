@@ -29,8 +29,11 @@ Batch = TypeVar("Batch")
 Loss: TypeAlias = Callable[[Params, Any], Tensor]
 """(per-task params, batch) -> loss `[task]`, to be minimised."""
 
-InnerLR: TypeAlias = float | Mapping[str, Tensor] | Sequence["float | Mapping[str, Tensor]"]
-"""One learning rate; one per parameter (a tensor that broadcasts against it, may be learned); or one such per step."""
+StepSize: TypeAlias = float | Mapping[str, Tensor]
+"""One number, or one tensor per parameter that broadcasts against it and may be learned."""
+
+InnerLR: TypeAlias = StepSize | Sequence[StepSize]
+"""One step size for all inner steps, or one for each."""
 
 
 def adapt(
@@ -90,6 +93,7 @@ class AdaptationJacobian:
 
     Each inner gradient is traced once and its graph kept; every product after that is one backward pass through it
     per step (Pearlmutter 1994). As H_j is symmetric, the same passes in the opposite order give the transposes.
+    Learned step sizes have derivatives of their own: $d\theta_{k+1} / dA_k = -\mathrm{diag}(g_k)$, g_k the gradient.
 
     Args:
         points: theta_0 .. theta_{K-1}, as `adapt` returns them (theta_K may follow and is ignored).
@@ -109,35 +113,50 @@ class AdaptationJacobian:
     ) -> None:
         self._steps: list[tuple[Params, Params, Callable[[str], float | Tensor]]] = []
         self._adapted = [name for name in points[0] if _is_adapted(name, mask)]
-        self._num_steps = len(batches)
-        if first_order:
-            return
+        of_steps = inner_lr if isinstance(inner_lr, Sequence) else [inner_lr]
+        self._lr_per_parameter = any(isinstance(of_step, Mapping) for of_step in of_steps)
         for k, batch in enumerate(batches):
             leaves = {name: value.detach().requires_grad_() for name, value in points[k].items()}
-            gradient = _gradient(loss, leaves, batch, list(leaves), create_graph=True)
+            gradient = _gradient(loss, leaves, batch, list(leaves), create_graph=not first_order)
             self._steps.append((leaves, gradient, _step_size(inner_lr, k)))
 
-    def products(self, tangent: Params) -> list[Params]:
-        """`[J_0 v, J_1 v, ..., J_K v]` for a tangent v with a leading task axis; J_0 is the identity."""
+    def products(self, tangent: Params, lr_tangents: Sequence[Params] | None = None) -> list[Params]:
+        """`[v_0, ..., v_K]`, how theta_0 .. theta_K change to first order.
+
+        Args:
+            tangent: v_0, the change of theta_0, with a leading task axis. Alone it gives `[J_0 v, J_1 v, ..., J_K v]`.
+            lr_tangents: Change of the step sizes of each step, by name; broadcasts against the parameters.
+        """
         tangents = [tangent]
-        for leaves, gradient, lr in self._steps:
+        for k, (leaves, gradient, lr) in enumerate(self._steps):
             v = tangents[-1]
             curvature = _hessian_product(leaves, gradient, v)
-            tangents.append(v | {name: v[name] - lr(name) * curvature[name] for name in self._adapted})
-        return tangents if self._steps else tangents * (self._num_steps + 1)
+            moved = {name: v[name] - lr(name) * curvature[name] for name in self._adapted}
+            for name, change in (lr_tangents[k] if lr_tangents else {}).items():
+                moved[name] = moved[name] - change * gradient[name].detach()
+            tangents.append(v | moved)
+        return tangents
 
-    def transposed_product(self, cotangents: Sequence[Params | None]) -> Params:
-        """`sum_k J_k^T w_k` for cotangents `[w_0, ..., w_K]` (None: 0), in one backward sweep over the steps."""
+    def transposed_product(self, cotangents: Sequence[Params | None]) -> tuple[Params, list[Params]]:
+        """The transpose of `products`, for cotangents `[w_0, ..., w_K]` (None: 0), in one backward sweep.
+
+        Returns:
+            `sum_k J_k^T w_k`, with a leading task axis, and for every inner step the cotangents of its step sizes,
+            likewise, if there is one per parameter.
+        """
         total = cotangents[-1]
-        for k in reversed(range(self._num_steps)):
-            if total is not None and self._steps:
+        of_lr: list[Params] = [{} for _ in self._steps]
+        for k in reversed(range(len(self._steps))):
+            if total is not None:
                 leaves, gradient, lr = self._steps[k]
+                if self._lr_per_parameter:
+                    of_lr[k] = {name: -gradient[name].detach() * total[name] for name in self._adapted}
                 curvature = _hessian_product(leaves, gradient, {n: lr(n) * total[n] for n in self._adapted})
                 total = {name: value - curvature[name] for name, value in total.items()}
             total = _add(total, cotangents[k])
         if total is None:
             raise ValueError("transposed_product() was given no cotangent at all.")
-        return total
+        return total, of_lr
 
 
 def _add(a: Params | None, b: Params | None) -> Params | None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarl.adaptation import InnerLR, Loss
 from metarl.collect import worlds_for_budget
+from metarl.inner_loop import InnerLoop
 from metarl.parallel import TaskChunks
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
-from metarl.types import BatchedEnv, Params, Policy, TaskFamily
+from metarl.types import BatchedEnv, Params, TaskFamily
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,10 @@ class AdaptationCurve:
 
 def evaluate_adaptation(
     family: TaskFamily,
-    policy: Policy,
-    params: Params,
-    loss: Loss,
+    inner: InnerLoop,
+    meta: Params,
     tasks: Tensor,
     *,
-    inner_lr: InnerLR,
     num_steps: int,
     noise_key: Sequence[int],
     settings: AdvantageSettings,
@@ -62,11 +60,9 @@ def evaluate_adaptation(
 
     Args:
         family: Task family.
-        policy: The policy module.
-        params: Meta-parameters.
-        loss: Inner loss.
+        inner: The inner loop.
+        meta: Its meta-parameters.
         tasks: `[task, task_dim]`.
-        inner_lr: Step size(s).
         num_steps: Inner steps K at test time; need not be the number used in training.
         noise_key: Key of the random streams.
         settings: Advantage estimation.
@@ -74,7 +70,6 @@ def evaluate_adaptation(
         steps_per_task: Budget of time steps per task and step instead.
         device: Where it runs.
         chunks: How inner gradients are split over threads; environments take as many. None takes the available cores.
-
         env: Worlds of an earlier evaluation with as many tasks and episodes on the same device, to be used again.
 
     Returns:
@@ -88,10 +83,8 @@ def evaluate_adaptation(
         env.set_tasks(tasks)
     data = adapt_on_rollouts(
         env,
-        policy,
-        {name: value.to(device) for name, value in params.items()},
-        loss,
-        inner_lr=inner_lr,
+        inner,
+        {name: value.to(device) for name, value in meta.items()},
         num_steps=num_steps,
         noise_key=noise_key,
         settings=settings,

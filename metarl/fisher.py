@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from metarl.adaptation import AdaptationJacobian
-from metarl.ops.tree import expand_tasks, sum_tasks
+from metarl.inner_loop import MetaJacobian
 from metarl.types import DistParams, Distribution, Params, Samples
 
 
@@ -76,25 +75,21 @@ class PolicyFisher:
 
 @final
 class AdaptedFisher:
-    """$v \\mapsto \\sum_k c_k \\sum_i J_{ik}^T F_{ik} J_{ik} v$ over a block of tasks, for shared parameters v.
+    """$v \\mapsto \\sum_k c_k \\sum_i J_{ik}^T F_{ik} J_{ik} v$ over a block of tasks; v a change of meta-parameters.
 
     Args:
-        jacobian: The block's d theta_k / d theta_0.
+        jacobian: The block's d theta_k / d meta.
         fishers: Inner step k -> (weight c_k, Fisher information of the policy at theta_k).
-        num_tasks: Tasks in the block.
     """
 
-    def __init__(
-        self, jacobian: AdaptationJacobian, fishers: Mapping[int, tuple[float, PolicyFisher]], num_tasks: int
-    ) -> None:
+    def __init__(self, jacobian: MetaJacobian, fishers: Mapping[int, tuple[float, PolicyFisher]]) -> None:
         self._jacobian = jacobian
         self._fishers = fishers
-        self._num_tasks = num_tasks
 
     def product(self, vector: Params) -> Params:
-        """The product for shared parameters `vector`, summed over the block's tasks."""
-        tangents = self._jacobian.products(expand_tasks(vector, self._num_tasks))
+        """The product, summed over the block's tasks."""
+        tangents = self._jacobian.products(vector)
         cotangents: list[Params | None] = [None] * len(tangents)
         for k, (weight, fisher) in self._fishers.items():
             cotangents[k] = {name: weight * value for name, value in fisher.product(tangents[k]).items()}
-        return sum_tasks(self._jacobian.transposed_product(cotangents))
+        return self._jacobian.transposed_product(cotangents)

@@ -1,4 +1,4 @@
-"""What one iteration reports, by the names that docs/maml-trpo.md explains."""
+"""What one iteration reports, by the names that docs/learners.md explains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 
 from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
-from metarl.ops.trust_region import TrustRegionStep
 from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.types import Policy
 
@@ -24,16 +23,3 @@ def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]
     # One transfer for all of them: each would wait for the GPU.
     values = torch.stack(list(metrics.values())).tolist()
     return dict(zip(metrics, values, strict=True)) | {"nonfinite_steps": float(data.num_nonfinite())}
-
-
-def step_metrics(step: TrustRegionStep | None) -> dict[str, float]:
-    """What the trust-region step did; zeros for an update that was skipped."""
-    return {
-        "kl": step.kl if step else 0.0,
-        "expected_gain": step.expected_gain if step else 0.0,
-        "actual_gain": step.actual_gain if step else 0.0,
-        "line_search/accepted": float(step.accepted) if step else 0.0,
-        "line_search/fraction": step.step_fraction if step else 0.0,
-        "line_search/evaluations": float(step.line_search_steps) if step else 0.0,
-        "cg_residual": step.cg_residual if step else 0.0,
-    }

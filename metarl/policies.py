@@ -86,7 +86,12 @@ class GaussianMLPPolicy(nn.Module):
         activation: Between layers.
         init_std: Initial standard deviation, in policy units.
         min_std: The standard deviation never falls below this; its gradient is 0 there.
+        context_dim: Length of a parameter `context`, 0 at first, that stands beside the observation in the input
+            (Zintgraf et al. 2019); 0 for none.
         generator: Source of the initial weights; None seeds one with 0.
+
+    Attributes:
+        head: Names of the parameters of the output layer, the standard deviation included.
     """
 
     distribution: Distribution = cast(Distribution, gaussian)
@@ -100,25 +105,38 @@ class GaussianMLPPolicy(nn.Module):
         activation: Activation = "tanh",
         init_std: float = 1.0,
         min_std: float = 1e-6,
+        context_dim: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if not init_std >= min_std > 0:
             raise ValueError(f"init_std ({init_std}) must be at least min_std ({min_std}), and both positive.")
         self.action_dim = action_dim
-        self.mean = MLP(
-            (observation_dim, *hidden_sizes, action_dim), activation, generator or torch.Generator().manual_seed(0)
-        )
+        sizes = (observation_dim + context_dim, *hidden_sizes, action_dim)
+        self.mean = MLP(sizes, activation, generator or torch.Generator().manual_seed(0))
         self.log_std = nn.Parameter(torch.full((action_dim,), math.log(init_std)))
         self.min_log_std = math.log(min_std)
+        self.context = nn.Parameter(torch.zeros(context_dim)) if context_dim else None
+        self.head = (*_last_layer("mean", sizes), "log_std")
 
     def forward(self, observations: Tensor) -> Gaussian:
         """Distribution `[..., act_dim]` for observations `[..., obs_dim]`."""
+        if self.context is not None:
+            observations = torch.cat([observations, _like_rows(self.context, observations)], -1)
         mean = self.mean(observations)
-        log_std = self.log_std.clamp(min=self.min_log_std)
-        if log_std.ndim == 2:
-            log_std = log_std.reshape(len(log_std), *[1] * (mean.ndim - 2), -1)
-        return Gaussian(mean, log_std.expand_as(mean))
+        return Gaussian(mean, _like_rows(self.log_std.clamp(min=self.min_log_std), mean))
+
+
+def _like_rows(vector: Tensor, rows: Tensor) -> Tensor:
+    """A parameter `[n]`, or `[task, n]` of every task, once for every row of `[task, ..., m]`: `[task, ..., n]`."""
+    if vector.ndim == 2:
+        vector = vector.reshape(len(vector), *[1] * (rows.ndim - 2), -1)
+    return vector.expand(*rows.shape[:-1], vector.shape[-1])
+
+
+def _last_layer(network: str, sizes: Sequence[int]) -> tuple[str, str]:
+    """Names of the parameters of an MLP's last layer."""
+    return f"{network}.layers.{len(sizes) - 2}.weight", f"{network}.layers.{len(sizes) - 2}.bias"
 
 
 @final
@@ -141,9 +159,9 @@ class CategoricalMLPPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        self.logits = MLP(
-            (observation_dim, *hidden_sizes, action_dim), activation, generator or torch.Generator().manual_seed(0)
-        )
+        sizes = (observation_dim, *hidden_sizes, action_dim)
+        self.logits = MLP(sizes, activation, generator or torch.Generator().manual_seed(0))
+        self.head = _last_layer("logits", sizes)
 
     def forward(self, observations: Tensor) -> Categorical:
         """Distribution `[..., num_actions]` for observations `[..., obs_dim]`."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarl.adaptation import InnerLR, Loss, adapt
 from metarl.collect import collect
+from metarl.inner_loop import InnerLoop
 from metarl.noise import collection_noise
-from metarl.ops.tree import expand_tasks
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.samples import advantages, to_samples
-from metarl.types import BatchedEnv, Params, Policy, Rollout, Samples
+from metarl.types import BatchedEnv, Params, Rollout, Samples
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,9 @@ class RolloutAdaptation:
 @one_intra_op_thread()
 def adapt_on_rollouts(
     env: BatchedEnv,
-    policy: Policy,
-    params: Params,
-    loss: Loss,
+    inner: InnerLoop,
+    meta: Params,
     *,
-    inner_lr: InnerLR,
     num_steps: int,
     noise_key: Sequence[int],
     settings: AdvantageSettings,
@@ -76,14 +73,12 @@ def adapt_on_rollouts(
     chunks: TaskChunks | None = None,
     measure_last: bool = True,
 ) -> RolloutAdaptation:
-    """Adapts shared parameters to every task of an environment, collecting K + 1 times.
+    """Adapts to every task of an environment, collecting K + 1 times.
 
     Args:
         env: Worlds holding the tasks.
-        policy: The policy module.
-        params: Shared parameters theta.
-        loss: Inner loss on `Samples`, `[task]`.
-        inner_lr: Step size(s) of the K inner steps.
+        inner: The inner loop.
+        meta: Its meta-parameters.
         num_steps: K.
         noise_key: Key of the random streams; phase k adds k.
         settings: Advantage estimation.
@@ -99,7 +94,7 @@ def adapt_on_rollouts(
         nonlocal seconds, cpu_seconds
         start, start_cpu = time.perf_counter(), time.process_time()
         noise = collection_noise((*noise_key, k), env.num_tasks, env.device)
-        rollouts.append(collect(env, policy, theta, noise, steps_per_task=steps_per_task))
+        rollouts.append(collect(env, inner.policy, theta, noise, steps_per_task=steps_per_task))
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # once a phase: replays are only queued, and time is to be told
         seconds += time.perf_counter() - start
@@ -114,8 +109,7 @@ def adapt_on_rollouts(
         )
         return to_samples(rollouts[-1], estimates[-1])
 
-    start_params = expand_tasks(params, env.num_tasks)
-    trajectory = adapt(start_params, fresh, loss, inner_lr=inner_lr, num_steps=num_steps, chunks=chunks)
+    trajectory = inner.adapt(meta, fresh, env.num_tasks, num_steps, chunks)
     if measure_last:
         fresh(trajectory[-1], num_steps)
     return RolloutAdaptation(trajectory, rollouts, estimates, seconds, cpu_seconds)

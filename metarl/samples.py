@@ -56,6 +56,8 @@ def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
         rollout: Recorded episodes.
         advantage: `[task, episode, time]`.
     """
+    starts = rollout.valid.clone()
+    starts[..., 1:] = False
     flat = rollout.valid.flatten(1)
     num_rows = max(int(flat.sum(-1).max()), 1)
     columns = (
@@ -63,6 +65,7 @@ def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
         rollout.actions,
         advantage,
         rollout.valid,
+        starts,
         rollout.log_prob,
         rollout.dist_params,
     )

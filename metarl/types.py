@@ -76,6 +76,7 @@ class Samples(NamedTuple):
         advantages: `[task, row]`, normalised per task.
         valid: Boolean `[task, row]`; tasks with fewer steps are padded at the end, with zeros (a network's gradient
             through a masked row is 0 times its input, so that must be finite).
+        starts: Boolean `[task, row]`: first steps of episodes; an episode's rows stand together, in order of time.
         log_prob: `[task, row]` under the behaviour policy.
         dist_params: Behaviour distribution parameters, `[task, row, ...]`.
     """
@@ -84,6 +85,7 @@ class Samples(NamedTuple):
     actions: Tensor
     advantages: Tensor
     valid: Tensor
+    starts: Tensor
     log_prob: Tensor
     dist_params: DistParams
 

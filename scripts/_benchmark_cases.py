@@ -15,7 +15,9 @@ from _benchmark_limits import Row, Timing, median, peak_memory_mb, timed
 
 from envs.batched_env import BatchedEnv
 from envs.family import Backend, TaskFamily
-from metarl.algorithms.maml_trpo import MAMLTRPO, MetaBatch, inner_loss, make_chunks, update
+from metarl.algorithms.meta_learner import MetaLearner, make_chunks
+from metarl.algorithms.objective import MetaBatch
+from metarl.algorithms.trust_region import trust_region_update
 from metarl.collect import collect
 from metarl.experiment.config import TrainConfig
 from metarl.noise import collection_noise
@@ -37,6 +39,7 @@ class Case:
         hidden, activation = config.policy.hidden_sizes, config.policy.activation
         self.sizes = (family.observation_dim, *hidden, family.action_dim)
         self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, activation)
+        self.inner = self.config.inner_loop(self.policy)
         self.chunks = make_chunks(self.config, self.policy, family.horizon, self.device, self.threads)
 
     @property
@@ -73,10 +76,8 @@ class Case:
         """One inner step on fresh rollouts, and rollouts with what it gave."""
         return adapt_on_rollouts(
             env,
-            self.policy,
+            self.inner,
             self.params(),
-            inner_loss(self.policy),
-            inner_lr=self.config.inner_lr,
             num_steps=1,
             noise_key=(0, 0, 0),
             settings=self.config.advantage_settings(),
@@ -154,8 +155,8 @@ def measure_update(case: Case, repeats: int) -> list[Row]:
     valid = data.samples(0).valid
 
     def run() -> int:
-        batch = MetaBatch.of(data, case.config.fvp_fraction)
-        return update(case.policy, params, batch, case.config, case.chunks)[0].line_search_steps
+        batch = MetaBatch.of(data, case.config)
+        return trust_region_update(case.inner, params, batch, case.config, case.chunks)[0].line_search_steps
 
     run()
     rates, timings = [], []
@@ -171,7 +172,7 @@ def measure_update(case: Case, repeats: int) -> list[Row]:
 
 def measure_iteration(case: Case, repeats: int) -> list[Row]:
     """A whole iteration: sampling against open-loop physics for the same steps, updating against matrix products."""
-    learner = MAMLTRPO(case.family, case.policy, case.config, device=case.device, num_threads=case.threads)
+    learner = MetaLearner(case.family, case.policy, case.config, device=case.device, num_threads=case.threads)
     learner.iterate()
     runs: list[Timing[dict[str, float]]] = [timed(learner.iterate, case.device)]
     memory = peak_memory_mb(case.device)  # before anything is built that an iteration does not need

@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.batched_env import BatchedEnv
 from envs.family import Simulator, State, TaskFamily
 from envs.physics.model import MujocoModel
-from metarl.algorithms.maml_trpo import MAMLTRPOConfig
+from metarl.algorithms.config import LearnerConfig
 from metarl.parallel import TaskChunks
 from metarl.types import Rollout
 
@@ -215,7 +215,7 @@ def matmul_rate(sizes: Sequence[int], valid: Tensor, chunks: TaskChunks) -> floa
     return 2 * tasks * rows * width**2 / median([timed(all_tasks, device.type) for _ in range(9)]).cost
 
 
-def update_flops(sizes: Sequence[int], valid: Tensor, config: MAMLTRPOConfig, line_search_steps: int) -> float:
+def update_flops(sizes: Sequence[int], valid: Tensor, config: LearnerConfig, line_search_steps: int) -> float:
     """Floating-point work of the matrix products alone that one update cannot do without (K = 1 inner step).
 
     Per row of data a layer n_in x n_out costs c = 2 n_in n_out for one product. With the sums over all layers (a) and

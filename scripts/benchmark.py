@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import _common
 import tyro
 
-from metarl.algorithms.maml_trpo import MAMLTRPOConfig
+from metarl.algorithms.config import LearnerConfig
 from metarl.experiment.config import PolicyConfig, TrainConfig, check, check_device
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
@@ -105,7 +105,7 @@ def main() -> None:
         device=arguments.device,
         num_threads=arguments.num_threads,
         policy=PolicyConfig(hidden_sizes=arguments.hidden_sizes, activation=arguments.activation),
-        learner=MAMLTRPOConfig(
+        learner=LearnerConfig(
             meta_batch_size=arguments.meta_batch_size,
             episodes_per_task=arguments.episodes_per_task,
             inner_lr=arguments.inner_lr,

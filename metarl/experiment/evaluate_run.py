@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarl.algorithms.maml_trpo import inner_loss, make_chunks
+from metarl.algorithms.meta_learner import make_chunks
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.experiment.loading import LoadedRun
 from metarl.experiment.progress import status
@@ -16,6 +16,12 @@ from metarl.noise import EVALUATION
 from metarl.rollout_adaptation import RolloutAdaptation
 
 DEFAULT_NUM_TASKS, DEFAULT_STEPS = 40, 3
+
+
+def default_steps(run: LoadedRun) -> int:
+    """Inner steps to evaluate: 3, or as many as validation took where those are more; 0 for what does not adapt."""
+    steps = run.config.validation.steps
+    return max(DEFAULT_STEPS, steps) if steps else 0
 
 
 def test_tasks(run: LoadedRun, num_tasks: int | None, seed: int) -> tuple[Tensor, str]:
@@ -68,11 +74,9 @@ def evaluate_run(
     with status(f"adapting to {len(tasks)} tasks, {num_steps} inner steps ..."):
         return evaluate_adaptation(
             run.family,
-            run.policy,
+            run.inner,
             run.params,
-            inner_loss(run.policy),
             tasks,
-            inner_lr=learner.step_sizes(num_steps),
             num_steps=num_steps,
             noise_key=(EVALUATION, seed),
             settings=learner.advantage_settings(),

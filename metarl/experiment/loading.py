@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from metarl.algorithms.maml_trpo import MAMLTRPO
+from metarl.algorithms.meta_learner import MetaLearner
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError
 from metarl.experiment.run_directory import read_checkpoint, read_config
 from metarl.experiment.trainer import make_learner, make_policy
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.inner_loop import InnerLoop
+from metarl.policies import GaussianMLPPolicy
 from metarl.types import Params, TaskFamily
 
 
@@ -22,9 +23,11 @@ class LoadedRun:
 
     Attributes:
         path: The run directory.
-        config: Its settings, with the device it is looked at on: the CPU, wherever it was trained.
+        config: Its settings, with the device it is looked at on (the CPU, wherever it was trained) and the inner step
+            size that validation chose, where it had a choice.
         family: Its task family.
         policy: The policy module (structure only; use `params`).
+        inner: How the policy adapts.
         params: Meta-parameters of the checkpoint.
         checkpoint: Which checkpoint it is.
         iteration: Iterations behind it.
@@ -34,11 +37,12 @@ class LoadedRun:
     config: TrainConfig
     family: TaskFamily
     policy: GaussianMLPPolicy
+    inner: InnerLoop
     params: Params
     checkpoint: str
     iteration: int
 
-    def learner(self) -> MAMLTRPO:
+    def learner(self) -> MetaLearner:
         """A learner that continues from these parameters, e.g. to `adapt` them to a task."""
         learner = make_learner(self.family, self.config)
         learner.params = dict(self.params)
@@ -68,6 +72,8 @@ def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], check
         raise UserError(f"{path} has no checkpoint '{checkpoint}'; it has: {present}.")
     family = make_family(config)
     policy = make_policy(family, config.policy, config.seed)
-    state = read_checkpoint(file, config, initial_params(policy))
+    state = read_checkpoint(file, config, config.learner.inner_loop(policy).initial_meta())
     learner = state["learner"]
-    return LoadedRun(path, config, family, policy, learner["params"], checkpoint, learner["iteration"])
+    settings = dataclasses.replace(config.learner, inner_lr=state["inner_lr"])
+    config, inner = dataclasses.replace(config, learner=settings), settings.inner_loop(policy)
+    return LoadedRun(path, config, family, policy, inner, learner["params"], checkpoint, learner["iteration"])

@@ -50,8 +50,9 @@ class Progress:
         returns = " -> ".join(f"{metrics[k]:.1f}" for k in steps)
         left = (time.monotonic() - self._begin) / max(iteration - self._start, 1) * (self._total - iteration)
         # Short enough for 80 columns with three returns: what is cut off is lost.
+        kl = f"KL {metrics['kl']:.4f}  " if "kl" in metrics else ""
         return (
-            f"iteration {iteration}/{self._total}  {_duration(left)} left  return {returns}  KL {metrics['kl']:.4f}  "
+            f"iteration {iteration}/{self._total}  {_duration(left)} left  return {returns}  {kl}"
             f"{metrics['time/env_steps_per_second'] / 1000:.1f}k steps/s"
         )
 

@@ -172,7 +172,7 @@ def read_checkpoint(path: Path, config: TrainConfig, params: Params) -> dict[str
     Args:
         path: The file.
         config: The run's settings.
-        params: Parameters of the run's policy, for their names and shapes.
+        params: Meta-parameters of the run, for their names and shapes.
 
     Raises:
         UserError: If it is missing, damaged, malicious, or of another format, algorithm, family or policy.
@@ -192,6 +192,11 @@ def read_checkpoint(path: Path, config: TrainConfig, params: Params) -> dict[str
     score = state.get("best_score")
     if type(score) is not float or math.isnan(score):
         wrong.append("best_score")
+    inner_lr = state.setdefault("inner_lr", config.learner.inner_lr)
+    if type(inner_lr) is not float or not 0 < inner_lr < math.inf:
+        wrong.append("inner_lr")
+    if not isinstance(state["learner"].setdefault("outer", {}), dict):
+        wrong.append("outer")
     if wrong:
         raise UserError(f"{path} is not a usable checkpoint: {', '.join(wrong)} is missing or not a number.")
     return state
@@ -205,7 +210,7 @@ def _checked_params(saved: Any, params: Params, path: Path) -> Params:
     ):
         raise UserError(f"{path} is not a usable checkpoint: its parameters are not floating-point tensors.")
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in params.items()}:
-        raise UserError(f"{path} does not fit this run: its policy network has other layers than config.json says.")
+        raise UserError(f"{path} does not fit this run: its layers or step sizes are not those of config.json.")
     if not all(bool(torch.isfinite(value).all()) for value in saved.values()):
         raise UserError(f"{path} is not a usable checkpoint: its parameters are not all finite.")
     return {name: saved[name].detach().to(value) for name, value in params.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import sys
@@ -9,10 +10,11 @@ import threading
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
-from metarl.algorithms.maml_trpo import MAMLTRPO, inner_loss
+from metarl.algorithms.meta_learner import MetaLearner
 from metarl.collect import worlds_for_budget
-from metarl.evaluation import evaluate_adaptation
+from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import save_checkpoint
@@ -35,11 +37,12 @@ def make_policy(family: TaskFamily, config: PolicyConfig, seed: int) -> Gaussian
         config.activation,
         config.init_std,
         config.min_std,
+        config.context_dim,
         torch.Generator().manual_seed(seed),
     )
 
 
-def make_learner(family: TaskFamily, config: TrainConfig) -> MAMLTRPO:
+def make_learner(family: TaskFamily, config: TrainConfig) -> MetaLearner:
     """The learner a config describes, before its first iteration.
 
     Raises:
@@ -47,7 +50,7 @@ def make_learner(family: TaskFamily, config: TrainConfig) -> MAMLTRPO:
     """
     check_device(config.device)
     policy = make_policy(family, config.policy, config.seed)
-    return MAMLTRPO(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
+    return MetaLearner(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
 
 
 @final
@@ -64,10 +67,11 @@ class Trainer:
         UserError: If the checkpoint is unusable or is past the configured iterations. The run is as it was then.
     """
 
-    def __init__(self, learner: MAMLTRPO, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+    def __init__(self, learner: MetaLearner, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
         self.learner, self.config, self.run = learner, config, run
         self.family = learner.family
         self.best_score = -math.inf
+        self.inner_lr = config.learner.inner_lr
         self._validation_env: BatchedEnv | None = None
         self._resumed = resume
         if resume:
@@ -87,8 +91,11 @@ class Trainer:
             done = state["learner"]["iteration"]
             if done > self.config.iterations:
                 raise UserError(f"--iterations is {self.config.iterations}; {self.run.path} has done {done} already.")
-            self.learner.load_state_dict(state["learner"])
-            self.best_score = state["best_score"]
+            try:
+                self.learner.load_state_dict(state["learner"])
+            except ValueError as error:
+                raise UserError(f"{last} does not fit this run: {error}.") from None
+            self.best_score, self.inner_lr = state["best_score"], state["inner_lr"]
         self.run.save_config(self.config)
         changes = self.run.add_session()
         if changes:
@@ -132,22 +139,37 @@ class Trainer:
         return every > 0 and (self.learner.iteration % every == 0 or self.learner.iteration == self.config.iterations)
 
     def _validate(self) -> dict[str, float]:
-        """Adaptation on a fixed draw of training tasks; saves the best checkpoint so far."""
+        """Adaptation on a fixed draw of training tasks; chooses a step size, and saves the best checkpoint so far."""
         validation, settings = self.config.validation, self.config.learner
-        tasks = self.family.sample_tasks(validation.num_tasks, "train", _VALIDATION_TASK_SEED)
         if self._validation_env is None:
             # Kept: on a GPU its step is captured once, and memory is not given back at once.
             budget, episodes, device = settings.steps_per_task, settings.episodes_per_task, self.config.device
             worlds = worlds_for_budget(budget, self.family.horizon) if budget else episodes
             threads = self.learner.chunks.num_threads
-            self._validation_env = self.family.batch(tasks, worlds, device, num_threads=threads)
+            self._validation_env = self.family.batch(self._validation_tasks(), worlds, device, num_threads=threads)
+        tried = [(self._validation_curve(lr), lr) for lr in validation.inner_lrs or (settings.inner_lr,)]
+        scores = [float(curve.mean[1:].mean() if validation.steps else curve.mean[0]) for curve, _ in tried]
+        # Written so that a score that is not a number never becomes the best.
+        chosen = max(range(len(tried)), key=lambda i: scores[i] if math.isfinite(scores[i]) else -math.inf)
+        (curve, self.inner_lr), score = tried[chosen], scores[chosen]
+        if score > self.best_score:
+            self.best_score = score
+            save_checkpoint(self.run.checkpoint("best"), self._state())
+        returns = {f"validation/return_step_{k}": float(value) for k, value in enumerate(curve.mean)}
+        if validation.inner_lrs:
+            returns["validation/inner_lr"] = self.inner_lr
+        return returns | {"validation/score": score, "validation/best_score": self.best_score}
+
+    def _validation_tasks(self) -> Tensor:
+        return self.family.sample_tasks(self.config.validation.num_tasks, "train", _VALIDATION_TASK_SEED)
+
+    def _validation_curve(self, inner_lr: float) -> AdaptationCurve:
+        validation, settings = self.config.validation, self.config.learner
         curve, _ = evaluate_adaptation(
             self.family,
-            self.learner.policy,
+            dataclasses.replace(settings, inner_lr=inner_lr).inner_loop(self.learner.policy),
             self.learner.params,
-            inner_loss(self.learner.policy),
-            tasks,
-            inner_lr=settings.step_sizes(validation.steps),
+            self._validation_tasks(),
             num_steps=validation.steps,
             noise_key=(VALIDATION, self.config.seed),
             settings=settings.advantage_settings(),
@@ -157,13 +179,7 @@ class Trainer:
             chunks=self.learner.chunks,
             env=self._validation_env,
         )
-        score = float(curve.mean[1:].mean())
-        # Written so that a score that is not a number never becomes the best.
-        if score > self.best_score:
-            self.best_score = score
-            save_checkpoint(self.run.checkpoint("best"), self._state())
-        returns = {f"validation/return_step_{k}": float(value) for k, value in enumerate(curve.mean)}
-        return returns | {"validation/score": score, "validation/best_score": self.best_score}
+        return curve
 
     def _save_checkpoints(self) -> None:
         iteration = self.learner.iteration
@@ -180,6 +196,7 @@ class Trainer:
             "family": self.config.family,
             "learner": self.learner.state_dict(),
             "best_score": self.best_score,
+            "inner_lr": self.inner_lr,
         }
 
 

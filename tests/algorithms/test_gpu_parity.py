@@ -9,7 +9,9 @@ import torch
 pytest.importorskip("mujoco_warp")
 
 import envs
-from metarl.algorithms.maml_trpo import MAMLTRPOConfig, MetaBatch, inner_loss, make_chunks, update
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import make_chunks
+from metarl.algorithms.objective import MetaBatch
 from metarl.ops.tree import flatten
 from metarl.parallel import TaskChunks
 from metarl.policies import GaussianMLPPolicy, initial_params
@@ -24,18 +26,20 @@ def rollouts():
     policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (32, 32))
     env = family.batch(family.sample_tasks(TASKS), EPISODES, backend="warp")
     return policy, adapt_on_rollouts(
-        env, policy, initial_params(policy), inner_loss(policy),
-        inner_lr=0.1, num_steps=1, noise_key=(0, 0, 0), settings=AdvantageSettings(),
+        env, InnerLoop(policy), initial_params(policy), num_steps=1, noise_key=(0, 0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
 
 
 def test_the_gpus_way_of_updating_gives_the_cpus_parameters(rollouts):
     policy, data = rollouts
-    config, params = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=EPISODES), initial_params(policy)
-    batch = MetaBatch.of(data, 1.0)
+    config, params = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=EPISODES), initial_params(policy)
+    batch = MetaBatch.of(data, config)
     by_cpu = make_chunks(config, policy, 200, "cpu", 2)
     assert by_cpu.chunk_size < TASKS
-    here, there = (update(policy, params, batch, config, chunks)[0] for chunks in (by_cpu, TaskChunks(TASKS, 1)))
+    here, there = (
+        trust_region_update(InnerLoop(policy), params, batch, config, chunks)[0]
+        for chunks in (by_cpu, TaskChunks(TASKS, 1))
+    )
     step, other = (flatten(result.params)[0] - flatten(params)[0] for result in (here, there))
     assert here.accepted and there.step_fraction == here.step_fraction
     # Ten steps of conjugate gradient amplify float32's rounding in the directions that hardly matter.
@@ -46,9 +50,13 @@ def test_the_gpus_way_of_updating_gives_the_cpus_parameters(rollouts):
 
 def test_in_float64_the_two_ways_are_one(rollouts):
     policy, data = rollouts
-    config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=EPISODES)
+    config = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=EPISODES)
     params = {name: value.double() for name, value in initial_params(policy).items()}
-    batch = torch.utils._pytree.tree_map(lambda x: x.double() if x.is_floating_point() else x, MetaBatch.of(data, 1.0))
-    here, there = (update(policy, params, batch, config, TaskChunks(size, 1))[0] for size in (1, TASKS))
+    batch = torch.utils._pytree.tree_map(
+        lambda x: x.double() if x.is_floating_point() else x, MetaBatch.of(data, config)
+    )
+    here, there = (
+        trust_region_update(InnerLoop(policy), params, batch, config, TaskChunks(size, 1))[0] for size in (1, TASKS)
+    )
     step, other = (flatten(result.params)[0] - flatten(params)[0] for result in (here, there))
     assert (other - step).norm() < 1e-6 * step.norm()

@@ -11,17 +11,12 @@ import torch
 from torch.utils._pytree import tree_map
 from toys import PointEnv, assert_trees_close, double_params, equal_trees, finite_difference
 
-from metarl.adaptation import AdaptationJacobian, adapt
-from metarl.algorithms import maml_trpo
-from metarl.algorithms.maml_trpo import (
-    MAMLTRPOConfig,
-    MetaBatch,
-    fisher_metric,
-    inner_loss,
-    meta_gradient,
-    meta_objective,
-    update,
-)
+from metarl import inner_loop
+from metarl.adaptation import AdaptationJacobian
+from metarl.algorithms import trust_region
+from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.objective import MetaBatch, meta_gradient, meta_objective
+from metarl.algorithms.trust_region import fisher_metric, trust_region_update
 from metarl.fisher import PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
@@ -42,17 +37,16 @@ def make_policy(kind):
 
 @functools.lru_cache
 def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, step_weights=(), **settings):
-    """Policy, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
+    """Inner loop, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
     policy = make_policy(kind)
     weights = step_weights[:num_steps]
-    config = MAMLTRPOConfig(num_inner_steps=num_steps, inner_lr=inner_lr, step_weights=weights, **settings)
+    config = LearnerConfig(num_inner_steps=num_steps, inner_lr=inner_lr, step_weights=weights, **settings)
     env = PointEnv(TASKS, 5, 6, min_length=1, discrete=kind == "categorical", hostile=hostile)
-    params = double_params(policy, 0.4)
+    params, inner = double_params(policy, 0.4), config.inner_loop(policy)
     data = adapt_on_rollouts(
-        env, policy, params, inner_loss(policy), inner_lr=config.step_sizes(num_steps), num_steps=num_steps,
-        noise_key=(0, 5, 0), settings=AdvantageSettings(), chunks=ONE_BY_ONE,
-    )  # fmt: skip
-    return policy, params, config, MetaBatch.of(data, config.fvp_fraction), data
+        env, inner, params, num_steps=num_steps, noise_key=(0, 5, 0), settings=AdvantageSettings(), chunks=ONE_BY_ONE
+    )
+    return inner, params, config, MetaBatch.of(data, config), data
 
 
 def tasks_of(samples, tasks):
@@ -60,8 +54,8 @@ def tasks_of(samples, tasks):
 
 
 def mean_objective(which, kind, num_steps, **settings):
-    policy, _, config, batch, _ = problem(kind, num_steps, **settings)
-    return lambda shared: meta_objective(policy, expand_tasks(shared, NUM_TASKS), batch.samples, config)[which].mean()
+    inner, _, config, batch, _ = problem(kind, num_steps, **settings)
+    return lambda shared: meta_objective(inner, shared, batch.samples, batch.credit, config)[which].mean()
 
 
 def dense_hessian(function, params):
@@ -93,13 +87,11 @@ def test_the_recorded_problem_has_padding_and_tasks_of_different_lengths():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_at_theta_the_replayed_adaptation_is_the_recorded_one_every_ratio_is_1_and_every_kl_is_0(kind, num_steps):
-    policy, params, config, batch, data = problem(kind, num_steps)
-    replayed = adapt(
-        expand_tasks(params, NUM_TASKS), batch.samples[:-1], inner_loss(policy), inner_lr=config.step_sizes(num_steps)
-    )
+    inner, params, config, batch, data = problem(kind, num_steps)
+    replayed = inner.adapt(params, batch.samples[:-1], NUM_TASKS, num_steps)
     for a, b in zip(replayed, data.trajectory, strict=True):
         assert_trees_close(a, b, rtol=1e-12, atol=1e-14)
-    gain, kl = meta_objective(policy, expand_tasks(params, NUM_TASKS), batch.samples, config)
+    gain, kl, _ = meta_objective(inner, params, batch.samples, batch.credit, config)
     query = batch.samples[-1]
     mean_advantage = torch.stack([a[v].mean() for a, v in zip(query.advantages, query.valid, strict=True)])
     torch.testing.assert_close(gain, mean_advantage, rtol=0, atol=1e-13)
@@ -127,21 +119,21 @@ def as_torch(dist_params):
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_elsewhere_surrogate_and_kl_are_their_definitions_task_by_task_and_step_by_step(kind, num_steps):
     """theta_i' by plain gradient descent on one task's valid steps; mean of ratio times advantage; KL(old || new)."""
-    policy, _, config, batch, _ = problem(kind, num_steps)
-    params = double_params(policy, 0.5, 11)
-    gain, kl = meta_objective(policy, expand_tasks(params, NUM_TASKS), batch.samples, config)
+    inner, _, config, batch, _ = problem(kind, num_steps)
+    params = double_params(inner.policy, 0.5, 11)
+    gain, kl, _ = meta_objective(inner, params, batch.samples, batch.credit, config)
     for i in range(NUM_TASKS):
         own = [tree_map(lambda x, i=i, v=s.valid: x[i][v[i]], s) for s in batch.samples]
         theta = params
         for k, support in enumerate(own[:-1]):
             leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-            new = as_torch(torch.func.functional_call(policy, leaves, (support.observations,)))
+            new = as_torch(torch.func.functional_call(inner.policy, leaves, (support.observations,)))
             objective = (new.log_prob(support.actions) * support.advantages).mean()
             gradient = torch.autograd.grad(objective, list(leaves.values()))
             alpha = 0.1 if k == 0 else 0.05
             theta = {n: leaves[n].detach() + alpha * g for n, g in zip(leaves, gradient, strict=True)}
         query = own[-1]
-        new = as_torch(torch.func.functional_call(policy, theta, (query.observations,)))
+        new = as_torch(torch.func.functional_call(inner.policy, theta, (query.observations,)))
         ratio = (new.log_prob(query.actions) - query.log_prob).exp()
         torch.testing.assert_close(gain[i], (ratio * query.advantages).mean(), check_dtype=True)
         torch.testing.assert_close(kl[i], torch.distributions.kl_divergence(as_torch(query.dist_params), new).mean())
@@ -156,8 +148,8 @@ def test_elsewhere_surrogate_and_kl_are_their_definitions_task_by_task_and_step_
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
 def test_the_meta_gradient_equals_finite_differences_of_the_mean_surrogate(kind, num_steps, weighted):
     weights = (2.0, 0.0, 1.0)[:num_steps] if weighted else ()
-    policy, params, config, batch, _ = problem(kind, num_steps, step_weights=weights)
-    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    inner, params, config, batch, _ = problem(kind, num_steps, step_weights=weights)
+    gradient, value = meta_gradient(inner, params, batch, config, ONE_BY_ONE)
     objective = mean_objective(0, kind, num_steps, step_weights=weights)
     assert_trees_close(gradient, finite_difference(objective, params), rtol=1e-6, atol=1e-8)
     assert value == pytest.approx(float(objective(params)), abs=1e-14)
@@ -167,44 +159,44 @@ def test_the_meta_gradient_equals_finite_differences_of_the_mean_surrogate(kind,
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_inner_steps_the_meta_gradient_is_the_policy_gradient(kind):
     """1/M sum_i 1/N sum A grad log pi, from the definition, one step at a time."""
-    policy, params, config, batch, _ = problem(kind, 0)
+    inner, params, config, batch, _ = problem(kind, 0)
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     total = 0.0
     (query,) = batch.samples
     for i in range(NUM_TASKS):
-        dist_params = torch.func.functional_call(policy, leaves, (query.observations[i],))
-        log_prob = policy.distribution.log_prob(dist_params, query.actions[i])
+        dist_params = torch.func.functional_call(inner.policy, leaves, (query.observations[i],))
+        log_prob = inner.policy.distribution.log_prob(dist_params, query.actions[i])
         n = int(query.valid[i].sum())
         total = total + (log_prob[:n] * query.advantages[i, :n]).mean() / NUM_TASKS
     expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-    assert_trees_close(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0], expected)
+    assert_trees_close(meta_gradient(inner, params, batch, config, ONE_BY_ONE)[0], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_transposed(kind):
     """FOMAML: mean of g_i(theta_i'); exact: mean of J_i^T g_i(theta_i'), J_i = I - alpha H_i built densely here."""
-    policy, params, config, batch, data = problem(kind, 1)
+    inner, params, config, batch, data = problem(kind, 1)
     first_order = dataclasses.replace(config, first_order=True)
     theta, unflatten = flatten(params)
     plain = exact = torch.zeros_like(theta)
-    loss = inner_loss(policy)
+    no_steps = dataclasses.replace(config, num_inner_steps=0)
     for i in range(NUM_TASKS):
         support, query = (tasks_of(samples, slice(i, i + 1)) for samples in batch.samples)
 
-        def inner(vector, support=support):
-            return loss(expand_tasks(unflatten(vector), 1), support).sum()
+        def inner_loss(vector, support=support):
+            return inner.loss(expand_tasks(unflatten(vector), 1), support).sum()
 
         def surrogate(vector, query=query):
-            return meta_objective(
-                policy, expand_tasks(unflatten(vector), 1), [query], dataclasses.replace(config, num_inner_steps=0)
-            )[0].sum()
+            return meta_objective(inner, unflatten(vector), [query], batch.credit[:1], no_steps).total.sum()
 
         adapted = flatten({name: value[i] for name, value in data.trajectory[-1].items()})[0].requires_grad_()
         (g,) = torch.autograd.grad(surrogate(adapted), adapted)
-        jacobian = torch.eye(len(theta)).double() - config.inner_lr * torch.autograd.functional.hessian(inner, theta)
+        hessian = torch.autograd.functional.hessian(inner_loss, theta)
+        jacobian = torch.eye(len(theta)).double() - config.inner_lr * hessian
         plain, exact = plain + g / NUM_TASKS, exact + jacobian.T @ g / NUM_TASKS
-    ours_plain = flatten(meta_gradient(policy, params, batch.samples, first_order, ONE_BY_ONE)[0])[0]
-    ours_exact = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    without = first_order.inner_loop(inner.policy)
+    ours_plain = flatten(meta_gradient(without, params, batch, first_order, ONE_BY_ONE)[0])[0]
+    ours_exact = flatten(meta_gradient(inner, params, batch, config, ONE_BY_ONE)[0])[0]
     torch.testing.assert_close(ours_plain, plain, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours_exact, exact, rtol=1e-9, atol=1e-12)
     assert float((plain - exact).norm()) > 1e-3 * float(exact.norm())
@@ -217,8 +209,8 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_the_fisher_product_is_the_hessian_of_the_mean_kl_through_the_adaptation(kind, num_steps, variant):
-    policy, params, config, batch, _ = problem(kind, num_steps, **variant)
-    ours = dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
+    inner, params, config, batch, _ = problem(kind, num_steps, **variant)
+    ours = dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
     expected = dense_hessian(mean_objective(1, kind, num_steps, **variant), params)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(ours, ours.T, rtol=1e-9, atol=1e-12)
@@ -228,8 +220,8 @@ def test_the_fisher_product_is_the_hessian_of_the_mean_kl_through_the_adaptation
 
 def test_through_the_adaptation_the_metric_is_not_the_plain_one():
     exact, plain = (
-        dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
-        for policy, params, config, batch, _ in (problem("gaussian", 2), problem("gaussian", 2, first_order=True))
+        dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
+        for inner, params, config, batch, _ in (problem("gaussian", 2), problem("gaussian", 2, first_order=True))
     )
     assert float((exact - plain).norm()) > 0.01 * float(exact.norm())
 
@@ -238,19 +230,19 @@ def test_through_the_adaptation_the_metric_is_not_the_plain_one():
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("chunk_size", [2, 3, 10])
 def test_chunks_and_threads_change_neither_gradient_nor_metric(kind, chunk_size, num_threads):
-    policy, params, config, batch, _ = problem(kind, 2)
+    inner, params, config, batch, _ = problem(kind, 2)
     chunks = TaskChunks(chunk_size, num_threads)
-    vector = double_params(policy, 1.0, 9)
+    vector = double_params(inner.policy, 1.0, 9)
     for function in (
-        lambda c: fisher_metric(policy, batch, config, c)(vector),
-        lambda c: meta_gradient(policy, params, batch.samples, config, c)[0],
+        lambda c: fisher_metric(inner, params, batch, config, c)(vector),
+        lambda c: meta_gradient(inner, params, batch, config, c)[0],
     ):
         assert_trees_close(function(chunks), function(ONE_BY_ONE), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_products(num_threads, monkeypatch):
-    policy, _, config, batch, _ = problem("gaussian", 2)
+    inner, params, config, batch, _ = problem("gaussian", 2)
     chunks, vector = TaskChunks(1, num_threads), double_params(make_policy("gaussian"), 1.0, 9)
     built = []
 
@@ -258,13 +250,13 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
         built.append(1)
         return AdaptationJacobian(*args, **kwargs)
 
-    monkeypatch.setattr(maml_trpo, "AdaptationJacobian", counted)
-    kept = fisher_metric(policy, batch, config, chunks)
+    monkeypatch.setattr(inner_loop, "AdaptationJacobian", counted)
+    kept = fisher_metric(inner, params, batch, config, chunks)
     products = [kept(vector) for _ in range(2)]
     assert len(built) == NUM_TASKS
     built.clear()
-    monkeypatch.setattr(maml_trpo, "graph_budget", lambda device: 1)
-    metric = fisher_metric(policy, batch, config, chunks)
+    monkeypatch.setattr(trust_region, "graph_budget", lambda device: 1)
+    metric = fisher_metric(inner, params, batch, config, chunks)
     assert len(built) == 1
     products += [metric(vector) for _ in range(2)]
     assert len(built) == 1 + 2 * (NUM_TASKS - 1)
@@ -272,9 +264,9 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
 
 
 def test_products_are_linear_and_repeatable():
-    policy, _, config, batch, _ = problem("categorical", 2)
-    metric = fisher_metric(policy, batch, config, ONE_BY_ONE)
-    a, b = double_params(policy, 1.0, 1), double_params(policy, 1.0, 2)
+    inner, params, config, batch, _ = problem("categorical", 2)
+    metric = fisher_metric(inner, params, batch, config, ONE_BY_ONE)
+    a, b = double_params(inner.policy, 1.0, 1), double_params(inner.policy, 1.0, 2)
     first, second = metric(a), metric(b)
     combined = metric({name: 2 * a[name] - 3 * b[name] for name in a})
     assert_trees_close(combined, {name: 2 * first[name] - 3 * second[name] for name in a}, rtol=1e-10, atol=1e-12)
@@ -282,22 +274,22 @@ def test_products_are_linear_and_repeatable():
 
 
 def test_a_share_of_the_tasks_gives_the_metric_of_those_tasks_and_leaves_the_gradient_alone():
-    policy, params, config, batch, _ = problem("gaussian", 1, fvp_fraction=0.5)
+    inner, params, config, batch, _ = problem("gaussian", 1, fvp_fraction=0.5)
     _, _, _, full, _ = problem("gaussian", 1)
     assert all(torch.equal(a.valid, b.valid) for a, b in zip(batch.samples, full.samples, strict=True))
     half = slice(NUM_TASKS // 2)
     for share, whole in zip(batch.metric_samples, full.metric_samples, strict=True):
         assert torch.equal(share.observations, whole.observations[half])
         assert torch.equal(share.advantages, whole.advantages[half])
-    ours = dense_metric(fisher_metric(policy, batch, config, ONE_BY_ONE), params)
+    ours = dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
     expected = dense_hessian(
         lambda shared: meta_objective(
-            policy, expand_tasks(shared, NUM_TASKS // 2), [tasks_of(s, half) for s in full.samples], config
-        )[1].mean(),
+            inner, shared, [tasks_of(s, half) for s in full.samples], full.credit[half], config
+        ).kl.mean(),
         params,
     )
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-11)
-    assert float((ours - dense_metric(fisher_metric(policy, full, config, ONE_BY_ONE), params)).norm()) > 1e-3
+    assert float((ours - dense_metric(fisher_metric(inner, params, full, config, ONE_BY_ONE), params)).norm()) > 1e-3
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(1e-9, 1), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
@@ -307,11 +299,12 @@ def test_the_share_of_tasks_is_rounded_and_at_least_one(fraction, expected):
 
 
 def test_the_metrics_graphs_are_freed_with_it():
-    policy, params, _, batch, _ = problem("gaussian", 1)
+    inner, params, _, batch, _ = problem("gaussian", 1)
     alive = []
 
     def build():
-        fisher = PolicyFisher(per_task(policy), policy.distribution, expand_tasks(params, NUM_TASKS), batch.samples[0])
+        apply, distribution = per_task(inner.policy), inner.policy.distribution
+        fisher = PolicyFisher(apply, distribution, expand_tasks(params, NUM_TASKS), batch.samples[0])
         alive.append(weakref.ref(fisher._outputs[0]))
         return fisher
 
@@ -342,37 +335,37 @@ def poisoned(samples):
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_what_ended_episodes_hold_changes_no_gradient_metric_or_step(num_steps):
-    policy, params, config, batch, _ = problem("gaussian", num_steps)
+    inner, params, config, batch, _ = problem("gaussian", num_steps)
     _, _, _, hostile, hostile_data = problem("gaussian", num_steps, hostile=True)
     assert any(bool(torch.isnan(r.rewards).any()) for r in hostile_data.rollouts)
-    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
-    hostile_gradient, hostile_value = meta_gradient(policy, params, hostile.samples, config, ONE_BY_ONE)
+    gradient, value = meta_gradient(inner, params, batch, config, ONE_BY_ONE)
+    hostile_gradient, hostile_value = meta_gradient(inner, params, hostile, config, ONE_BY_ONE)
     assert equal_trees(gradient, hostile_gradient) and value == hostile_value
-    steps = [update(policy, params, b, config, ONE_BY_ONE)[0] for b in (batch, hostile)]
+    steps = [trust_region_update(inner, params, b, config, ONE_BY_ONE)[0] for b in (batch, hostile)]
     assert equal_trees(steps[0].params, steps[1].params) and steps[0].accepted
 
 
 def test_nan_in_padded_advantages_and_densities_changes_no_surrogate_and_no_gradient():
-    policy, params, config, batch, _ = problem("gaussian", 1)
+    inner, params, config, batch, _ = problem("gaussian", 1)
     dirty = [
         samples._replace(**{name: getattr(poisoned(samples), name) for name in ("advantages", "log_prob")})
         for samples in batch.samples
     ]
-    clean_gradient, clean_value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
-    gradient, value = meta_gradient(policy, params, dirty, config, ONE_BY_ONE)
+    clean_gradient, clean_value = meta_gradient(inner, params, batch, config, ONE_BY_ONE)
+    gradient, value = meta_gradient(inner, params, batch._replace(samples=dirty), config, ONE_BY_ONE)
     assert equal_trees(gradient, clean_gradient) and value == clean_value
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_task_reads_anothers_data(kind):
-    policy, params, config, batch, _ = problem(kind, 2)
+    inner, params, config, batch, _ = problem(kind, 2)
 
     def outcome(samples):
-        theta = expand_tasks({n: v.clone().requires_grad_() for n, v in params.items()}, NUM_TASKS)
-        theta = {name: value.clone() for name, value in theta.items()}  # one leaf per task
-        gain, kl = meta_objective(policy, theta, samples, config)
-        gradient = torch.autograd.grad(gain.sum(), list(theta.values()))
-        return torch.cat([gain.detach()[:, None], kl.detach()[:, None], *(g.flatten(1) for g in gradient)], dim=1)
+        leaves = {n: v.clone().requires_grad_() for n, v in params.items()}
+        gain, kl, _ = meta_objective(inner, leaves, samples, batch.credit, config)
+        gradients = [torch.autograd.grad(value, list(leaves.values()), retain_graph=True) for value in gain]
+        rows = [torch.cat([g.flatten() for g in gradient]) for gradient in gradients]
+        return torch.cat([gain.detach()[:, None], kl.detach()[:, None], torch.stack(rows)], dim=1)
 
     before = outcome(batch.samples)
     for phase in range(3):
@@ -387,18 +380,18 @@ def test_no_task_reads_anothers_data(kind):
 
 
 def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
-    policy, params, config, batch, _ = problem("gaussian", 2)
+    inner, params, config, batch, _ = problem("gaussian", 2)
     order = torch.tensor([2, 0, 3, 1])
     permuted = MetaBatch(*(tasks_of(part, order) for part in batch))
     for a, b in zip(
-        meta_objective(policy, expand_tasks(double_params(policy, 0.41), NUM_TASKS), permuted.samples, config),
-        meta_objective(policy, expand_tasks(double_params(policy, 0.41), NUM_TASKS), batch.samples, config),
+        meta_objective(inner, double_params(inner.policy, 0.41), permuted.samples, permuted.credit, config),
+        meta_objective(inner, double_params(inner.policy, 0.41), batch.samples, batch.credit, config),
         strict=True,
     ):
         torch.testing.assert_close(a, b[order], rtol=1e-11, atol=1e-13)
     for function in (
-        lambda b: meta_gradient(policy, params, b.samples, config, ONE_BY_ONE)[0],
-        lambda b: fisher_metric(policy, b, config, ONE_BY_ONE)(double_params(policy, 1.0, 9)),
+        lambda b: meta_gradient(inner, params, b, config, ONE_BY_ONE)[0],
+        lambda b: fisher_metric(inner, params, b, config, ONE_BY_ONE)(double_params(inner.policy, 1.0, 9)),
     ):
         assert_trees_close(function(permuted), function(batch), rtol=1e-10, atol=1e-12)
 
@@ -409,9 +402,9 @@ def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_an_update_gains_within_the_trust_region_and_its_report_can_be_recomputed(kind, num_steps):
-    policy, params, config, batch, _ = problem(kind, num_steps)
-    step, norm = update(policy, params, batch, config, ONE_BY_ONE)
-    gradient, value = meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)
+    inner, params, config, batch, _ = problem(kind, num_steps)
+    step, norm, _ = trust_region_update(inner, params, batch, config, ONE_BY_ONE)
+    gradient, value = meta_gradient(inner, params, batch, config, ONE_BY_ONE)
     flat_gradient = flatten(gradient)[0]
     assert norm == pytest.approx(float(flat_gradient.norm()), rel=1e-12)
     assert step.accepted
@@ -425,12 +418,12 @@ def test_an_update_gains_within_the_trust_region_and_its_report_can_be_recompute
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_update_solves_the_damped_natural_gradient_equation(kind):
     """The full step is sqrt(2 delta / x.A.x) x with A = F + damping I and A x = g, F the dense Hessian of the KL."""
-    policy, params, config, batch, _ = problem(kind, 1)
+    inner, params, config, batch, _ = problem(kind, 1)
     config = dataclasses.replace(config, cg_iters=200, cg_damping=1e-2)
-    step, _ = update(policy, params, batch, config, ONE_BY_ONE)
+    step, *_ = trust_region_update(inner, params, batch, config, ONE_BY_ONE)
     a = dense_hessian(mean_objective(1, kind, 1), params)
     a += 1e-2 * torch.eye(len(a))
-    g = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    g = flatten(meta_gradient(inner, params, batch, config, ONE_BY_ONE)[0])[0]
     x = torch.linalg.solve(a, g)
     expected = math.sqrt(2 * config.max_kl / float(x @ a @ x)) * x * step.step_fraction
     torch.testing.assert_close(flatten(step.params)[0] - flatten(params)[0], expected, rtol=1e-6, atol=1e-9)
@@ -440,21 +433,21 @@ def test_the_update_solves_the_damped_natural_gradient_equation(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_for_small_steps_the_kl_is_the_metrics_quadratic_form(kind):
     """(KL(theta + s) + KL(theta - s)) / 2 = 1/2 s.F.s + O(s^4)."""
-    policy, params, config, batch, _ = problem(kind, 2)
-    vector = double_params(policy, 1e-4, 9)
+    inner, params, config, batch, _ = problem(kind, 2)
+    vector = double_params(inner.policy, 1e-4, 9)
     kl = mean_objective(1, kind, 2)
     both = [kl({name: params[name] + sign * vector[name] for name in params}) for sign in (1, -1)]
-    image = fisher_metric(policy, batch, config, ONE_BY_ONE)(vector)
+    image = fisher_metric(inner, params, batch, config, ONE_BY_ONE)(vector)
     assert float(sum(both)) / 2 == pytest.approx(0.5 * float(flatten(vector)[0] @ flatten(image)[0]), rel=1e-4)
 
 
 def test_a_failed_line_search_keeps_the_parameters_bitwise():
-    policy, params, config, batch, _ = problem("gaussian", 1)
+    inner, params, config, batch, _ = problem("gaussian", 1)
     reversed_advantages = [s._replace(advantages=torch.zeros_like(s.advantages)) for s in batch.samples]
-    step, norm = update(policy, params, batch._replace(samples=reversed_advantages), config, ONE_BY_ONE)
+    step, norm, _ = trust_region_update(inner, params, batch._replace(samples=reversed_advantages), config, ONE_BY_ONE)
     assert norm == 0.0 and not step.accepted and step.params is params
     config = dataclasses.replace(config, line_search_steps=0)
-    step, _ = update(policy, params, batch, config, ONE_BY_ONE)
+    step, *_ = trust_region_update(inner, params, batch, config, ONE_BY_ONE)
     assert not step.accepted and step.params is params
 
 
@@ -463,48 +456,48 @@ def test_every_trust_region_setting_reaches_the_step(monkeypatch):
         "max_kl": 0.003, "cg_iters": 7, "cg_damping": 0.02, "cg_tolerance": 0.1, "line_search_steps": 4,
         "line_search_decay": 0.6,
     }  # fmt: skip
-    policy, params, config, batch, _ = problem("gaussian", 1)
+    inner, params, config, batch, _ = problem("gaussian", 1)
     seen = {}
 
     def spy(*args, **settings):
         seen.update(settings)
         return trust_region_step(*args, **settings)
 
-    monkeypatch.setattr(maml_trpo, "trust_region_step", spy)
-    step, _ = update(policy, params, batch, dataclasses.replace(config, **wanted), ONE_BY_ONE)
+    monkeypatch.setattr(trust_region, "trust_region_step", spy)
+    step, *_ = trust_region_update(inner, params, batch, dataclasses.replace(config, **wanted), ONE_BY_ONE)
     assert seen == wanted and 0 < step.kl <= 0.003
 
 
 def test_float32_agrees_with_float64_to_rounding():
-    policy, params, config, batch, _ = problem("gaussian", 2)
+    inner, params, config, batch, _ = problem("gaussian", 2)
     single = tree_map(lambda x: x.float() if x.is_floating_point() else x, (params, batch))
-    vector = double_params(policy, 1.0, 9)
-    low = fisher_metric(policy, single[1], config, ONE_BY_ONE)({n: v.float() for n, v in vector.items()})
-    high = fisher_metric(policy, batch, config, ONE_BY_ONE)(vector)
+    vector = double_params(inner.policy, 1.0, 9)
+    low = fisher_metric(inner, params, single[1], config, ONE_BY_ONE)({n: v.float() for n, v in vector.items()})
+    high = fisher_metric(inner, params, batch, config, ONE_BY_ONE)(vector)
     a, b = flatten(low)[0].double(), flatten(high)[0]
     assert low["log_std"].dtype == torch.float32
     assert float((a - b).norm() / b.norm()) < 1e-5
-    a = flatten(meta_gradient(policy, single[0], single[1].samples, config, ONE_BY_ONE)[0])[0].double()
-    b = flatten(meta_gradient(policy, params, batch.samples, config, ONE_BY_ONE)[0])[0]
+    a = flatten(meta_gradient(inner, single[0], single[1], config, ONE_BY_ONE)[0])[0].double()
+    b = flatten(meta_gradient(inner, params, batch, config, ONE_BY_ONE)[0])[0]
     assert float((a - b).norm() / b.norm()) < 1e-4
 
 
 def test_step_sizes_follow_the_published_schedule():
-    config = MAMLTRPOConfig(inner_lr=0.4, later_lr_factor=0.5)
-    assert config.step_sizes(3) == [0.4, 0.2, 0.2] and config.step_sizes(0) == []
+    inner = LearnerConfig(inner_lr=0.4, later_lr_factor=0.5).inner_loop(make_policy("gaussian"))
+    assert inner.step_sizes({}, 3) == [0.4, 0.2, 0.2] and inner.step_sizes({}, 0) == []
 
 
 def test_the_objective_is_the_weighted_mean_over_the_policies_after_each_step():
-    assert MAMLTRPOConfig(num_inner_steps=3).objective_weights() == {3: 1.0}
-    assert MAMLTRPOConfig(num_inner_steps=0).objective_weights() == {0: 1.0}
-    assert MAMLTRPOConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
-    with pytest.raises(ValueError, match="num_inner_steps = 3"):
-        MAMLTRPOConfig(num_inner_steps=3, step_weights=(1.0,)).objective_weights()
-    policy, _, config, batch, _ = problem("gaussian", 2, step_weights=(2.0, 1.0))
-    theta = expand_tasks(double_params(policy, 0.41), NUM_TASKS)
-    both = meta_objective(policy, theta, batch.samples, config)
+    assert LearnerConfig(num_inner_steps=3).objective_weights() == {3: 1.0}
+    assert LearnerConfig(num_inner_steps=0).objective_weights() == {0: 1.0}
+    assert LearnerConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
+    assert contradiction(LearnerConfig(num_inner_steps=3, step_weights=(1.0,)))[0] == "step_weights"
+    inner, _, config, batch, _ = problem("gaussian", 2, step_weights=(2.0, 1.0))
+    theta = double_params(inner.policy, 0.41)
+    both = meta_objective(inner, theta, batch.samples, batch.credit, config)
     for k, outcome in enumerate(both):
         parts = [
-            meta_objective(policy, theta, batch.samples[: n + 1], MAMLTRPOConfig(num_inner_steps=n))[k] for n in (1, 2)
+            meta_objective(inner, theta, batch.samples[: n + 1], batch.credit, LearnerConfig(num_inner_steps=n))[k]
+            for n in (1, 2)
         ]
         torch.testing.assert_close(outcome, (2 * parts[0] + parts[1]) / 3)

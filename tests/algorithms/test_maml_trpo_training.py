@@ -7,9 +7,12 @@ import pytest
 import torch
 from toys import OneStepFamily, PointFamily, equal_trees, target_family, two_armed_bandit
 
-from metarl.algorithms import maml_trpo
-from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig, inner_loss
+from metarl.algorithms import trust_region
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
+from metarl.inner_loop import InnerLoop
+from metarl.noise import EVALUATION, TRAINING
 from metarl.ops.tree import expand_tasks
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
@@ -22,7 +25,7 @@ CONFIG = {"meta_batch_size": 3, "episodes_per_task": 4, "num_inner_steps": 2, "i
 def learner(seed=0, num_threads=1, family=None, policy_seed=0, **config):
     family = family or PointFamily(min_length=1)
     policy = GaussianMLPPolicy(2, 2, (4,), generator=torch.Generator().manual_seed(policy_seed))
-    return MAMLTRPO(family, policy, MAMLTRPOConfig(**CONFIG | config), seed, num_threads=num_threads)
+    return MetaLearner(family, policy, LearnerConfig(**CONFIG | config), seed, num_threads=num_threads)
 
 
 def metrics_of(learner, iterations):
@@ -36,7 +39,7 @@ def metrics_of(learner, iterations):
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_same_seed_gives_the_same_metrics_and_parameters_bitwise(config, kept, monkeypatch):
     if not kept:  # no room for graphs: all but one chunk's are rebuilt for every product
-        monkeypatch.setattr(maml_trpo, "graph_budget", lambda device: 1)
+        monkeypatch.setattr(trust_region, "graph_budget", lambda device: 1)
     torch.manual_seed(1)
     first = learner(**config)
     first_metrics = metrics_of(first, 3)
@@ -141,7 +144,7 @@ def test_a_lane_that_diverges_voids_the_update_which_is_counted_and_leaves_param
 def test_a_gradient_that_is_not_finite_voids_the_update(monkeypatch, garbage):
     subject = learner()
     before = {name: value.clone() for name, value in subject.params.items()}
-    original = maml_trpo.meta_gradient
+    original = trust_region.meta_gradient
 
     def broken(*args):
         gradient, value = original(*args)
@@ -149,7 +152,7 @@ def test_a_gradient_that_is_not_finite_voids_the_update(monkeypatch, garbage):
         gradient["log_std"][0] = garbage
         return gradient, value
 
-    monkeypatch.setattr(maml_trpo, "meta_gradient", broken)
+    monkeypatch.setattr(trust_region, "meta_gradient", broken)
     (metrics,) = metrics_of(subject, 1)
     assert metrics["skipped_updates"] == 1 and not math.isfinite(metrics["gradient_norm"])
     assert equal_trees(subject.params, before)
@@ -170,7 +173,7 @@ def test_an_inner_step_that_diverges_voids_the_update(inner_lr):
 def test_rewards_that_never_differ_give_no_update():
     family = OneStepFamily(2, (0.0, 1.0), lambda actions, tasks: torch.full(actions.shape, 3.0))
     policy = CategoricalMLPPolicy(1, 2, (3,))
-    subject = MAMLTRPO(family, policy, MAMLTRPOConfig(meta_batch_size=2), num_threads=1)
+    subject = MetaLearner(family, policy, LearnerConfig(meta_batch_size=2), num_threads=1)
     before = subject.params
     (metrics,) = metrics_of(subject, 1)
     assert metrics["return/step_0"] == metrics["return/step_1"] == 3.0
@@ -188,8 +191,8 @@ def test_metrics_are_what_the_recorded_rollouts_say():
     (metrics,) = metrics_of(subject, 1)
     env = subject.family.batch(subject.family.sample_tasks(3, "train", 0), 4)
     data = adapt_on_rollouts(
-        env, subject.policy, theta, inner_loss(subject.policy), inner_lr=[0.1, 0.05], num_steps=2,
-        noise_key=(maml_trpo.TRAINING, 0, 0), settings=AdvantageSettings(), chunks=TaskChunks(1, 1),
+        env, subject.inner, theta, num_steps=2,
+        noise_key=(TRAINING, 0, 0), settings=AdvantageSettings(), chunks=TaskChunks(1, 1),
     )  # fmt: skip
     steps = 0
     for k, rollout in enumerate(data.rollouts):
@@ -213,7 +216,7 @@ def test_an_adaptation_curve_has_a_column_per_step_and_intervals_over_tasks():
     params = {name: value.detach() for name, value in policy.named_parameters()}
     tasks = family.sample_tasks(5, "test")
     curve, data = evaluate_adaptation(
-        family, policy, params, inner_loss(policy), tasks, inner_lr=[0.1, 0.05, 0.05], num_steps=3,
+        family, InnerLoop(policy), params, tasks, num_steps=3,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, chunks=TaskChunks(2, 1),
     )  # fmt: skip
     assert curve.returns.shape == (5, 4) and curve.env_steps == data.num_steps()
@@ -236,13 +239,13 @@ def test_zero_inner_steps_collect_once_and_train_plain_trpo():
 
 
 def test_settings_of_advantages_and_budgets_reach_every_rollout():
-    config = MAMLTRPOConfig(gamma=0.5, gae_lambda=0.3, bootstrap_truncated=True)
+    config = LearnerConfig(gamma=0.5, gae_lambda=0.3, bootstrap_truncated=True)
     assert config.advantage_settings() == AdvantageSettings(0.5, 0.3, True)
     family, policy = PointFamily(min_length=1), GaussianMLPPolicy(2, 2, (4,))
     params = {name: value.detach() for name, value in policy.named_parameters()}
     for settings in (AdvantageSettings(), config.advantage_settings()):
         data = adapt_on_rollouts(
-            family.batch(family.sample_tasks(3), 4), policy, params, inner_loss(policy), inner_lr=0.1, num_steps=1,
+            family.batch(family.sample_tasks(3), 4), InnerLoop(policy), params, num_steps=1,
             noise_key=(0, 0), settings=settings, steps_per_task=20,
         )  # fmt: skip
         for rollout, estimate in zip(data.rollouts, data.advantages, strict=True):
@@ -266,8 +269,8 @@ def test_adapting_to_one_task_gives_an_agent_with_the_parameters_of_the_same_inn
     task = subject.family.sample_tasks(1, "test")[0]
     agent = subject.adapt(task, num_steps=2, episodes=5, seed=3)
     data = adapt_on_rollouts(
-        subject.family.batch(task.unsqueeze(0), 5), subject.policy, subject.params, inner_loss(subject.policy),
-        inner_lr=[0.1, 0.05], num_steps=2, noise_key=(maml_trpo.EVALUATION, 3), settings=AdvantageSettings(),
+        subject.family.batch(task.unsqueeze(0), 5), subject.inner, subject.params,
+        num_steps=2, noise_key=(EVALUATION, 3), settings=AdvantageSettings(),
     )  # fmt: skip
     for name, value in agent.params.items():
         torch.testing.assert_close(value, data.trajectory[-1][name][0], rtol=1e-6, atol=1e-7)
@@ -277,7 +280,7 @@ def test_adapting_to_one_task_gives_an_agent_with_the_parameters_of_the_same_inn
 
 
 def test_a_learner_for_a_family_has_a_policy_of_its_sizes_that_the_seed_decides():
-    a, b, c = (MAMLTRPO.for_family(PointFamily(), MAMLTRPOConfig(**CONFIG), seed) for seed in (0, 0, 1))
+    a, b, c = (MetaLearner.for_family(PointFamily(), seed=seed, **CONFIG) for seed in (0, 0, 1))
     assert a.params["mean.layers.0.weight"].shape == (100, 2) and a.params["mean.layers.2.weight"].shape == (2, 100)
     assert equal_trees(a.params, b.params) and not equal_trees(a.params, c.params)
 
@@ -307,8 +310,8 @@ def test_one_inner_step_on_a_bandit_moves_the_logits_by_its_closed_form():
     alpha, policy, family = 0.7, linear_bandit(0.4), two_armed_bandit()
     params = expand_tasks({name: value.detach() for name, value in policy.named_parameters()}, 1)
     data = adapt_on_rollouts(
-        family.batch(family.published_tasks(), 200), policy, {n: v[0] for n, v in params.items()}, inner_loss(policy),
-        inner_lr=alpha, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+        family.batch(family.published_tasks(), 200), InnerLoop(policy, inner_lr=alpha),
+        {n: v[0] for n, v in params.items()}, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
     q = data.rollouts[0].rewards.mean((1, 2)).double()
     assert q.tolist() == pytest.approx([1 / (1 + math.exp(0.4)), 1 / (1 + math.exp(-0.4))], abs=0.12)
@@ -322,10 +325,10 @@ def test_a_biased_bandit_policy_learns_the_only_optimal_start():
     s = sqrt(p(1-p)), with mean largest at d = 0: sigmoid(2 alpha) after the step, 1/2 before it.
     """
     alpha = 1.0
-    config = MAMLTRPOConfig(
+    config = LearnerConfig(
         meta_batch_size=4, episodes_per_task=150, inner_lr=alpha, max_kl=0.02, chunk_size=4, cg_iters=4
     )
-    subject = MAMLTRPO(two_armed_bandit(), linear_bandit(2.0), config, num_threads=1)
+    subject = MetaLearner(two_armed_bandit(), linear_bandit(2.0), config, num_threads=1)
     history = metrics_of(subject, 25)
     d = float(logit_difference(subject.params))
     assert abs(d) < 0.4
@@ -347,10 +350,10 @@ def test_a_bandit_policy_with_features_to_scale_reaches_near_certainty_in_one_st
     leaves nothing to learn from (the sampling term that E-MAML adds). So the test asks for the best iteration.
     """
     policy = CategoricalMLPPolicy(1, 2, (8,))
-    config = MAMLTRPOConfig(
+    config = LearnerConfig(
         meta_batch_size=4, episodes_per_task=100, inner_lr=0.3, max_kl=0.01, chunk_size=4, cg_iters=5
     )
-    subject = MAMLTRPO(two_armed_bandit(), policy, config, num_threads=1)
+    subject = MetaLearner(two_armed_bandit(), policy, config, num_threads=1)
     history = metrics_of(subject, 30)
     assert history[0]["return/step_1"] < 0.85
     assert max(m["return/step_1"] for m in history) > 0.97
@@ -377,7 +380,7 @@ def closed_form_after_one_step(mean, std, goal, alpha):
 def target_curve(policy, params, alpha):
     family = target_family()
     return evaluate_adaptation(
-        family, policy, params, inner_loss(policy), family.published_tasks(), inner_lr=alpha, num_steps=1,
+        family, InnerLoop(policy, inner_lr=alpha), params, family.published_tasks(), num_steps=1,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=4000,
     )[0].returns  # fmt: skip
 
@@ -403,10 +406,10 @@ def test_meta_training_on_targets_finds_a_start_from_which_one_step_arrives():
     with torch.no_grad():
         policy.mean.layers[0].weight.fill_(0.3)
         policy.mean.layers[0].bias.fill_(0.2)
-    config = MAMLTRPOConfig(
+    config = LearnerConfig(
         meta_batch_size=4, episodes_per_task=100, inner_lr=alpha, max_kl=0.05, chunk_size=4, cg_iters=4
     )
-    subject = MAMLTRPO(target_family(), policy, config, num_threads=1)
+    subject = MetaLearner(target_family(), policy, config, num_threads=1)
     metrics_of(subject, 60)
     mean, std = gaussian_target_params(subject)
     returns = target_curve(policy, subject.params, alpha)

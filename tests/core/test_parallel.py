@@ -6,8 +6,10 @@ import pytest
 import torch
 from toys import OneStepFamily
 
-from metarl.algorithms.maml_trpo import MAMLTRPO, MAMLTRPOConfig, inner_loss
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
+from metarl.inner_loop import InnerLoop
 from metarl.memory import SavedBytes
 from metarl.parallel import TaskChunks, cached_chunk_size, num_cores, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy, initial_params
@@ -91,10 +93,10 @@ def test_a_number_of_threads_reaches_every_batch():
 
     family = Family(1, (-1.0, 1.0), lambda actions, tasks: -actions.squeeze(-1).square())
     policy = GaussianMLPPolicy(1, 1, ())
-    MAMLTRPO(family, policy, MAMLTRPOConfig(meta_batch_size=2, episodes_per_task=2), num_threads=3)
+    MetaLearner(family, policy, LearnerConfig(meta_batch_size=2, episodes_per_task=2), num_threads=3)
     for chunks in (TaskChunks(1, 2), None):
         evaluate_adaptation(
-            family, policy, initial_params(policy), inner_loss(policy), family.sample_tasks(2), inner_lr=0.1,
+            family, InnerLoop(policy), initial_params(policy), family.sample_tasks(2),
             num_steps=0, noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=1, chunks=chunks,
         )  # fmt: skip
     assert asked == [3, 2, None]

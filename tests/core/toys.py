@@ -150,7 +150,10 @@ def target_family():
 
 
 def random_samples(kind, tasks, rows, obs_dim, action_dim, seed=0, lengths=None, dtype=torch.float64):
-    """Made-up samples with behaviour parameters that belong to no policy; NaN nowhere, zeros in padding."""
+    """Made-up samples, episodes of three rows, with behaviour parameters that belong to no policy.
+
+    NaN nowhere, zeros in padding.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -164,8 +167,9 @@ def random_samples(kind, tasks, rows, obs_dim, action_dim, seed=0, lengths=None,
         dist_params, distribution = categorical.Categorical(normal(tasks, rows, action_dim)), categorical
         noise = normal(tasks, rows, action_dim)
     actions = distribution.sample(dist_params, noise)
+    starts = torch.arange(rows).expand(tasks, rows) % 3 == 0
     samples = Samples(
-        normal(tasks, rows, obs_dim), actions, normal(tasks, rows), valid,
+        normal(tasks, rows, obs_dim), actions, normal(tasks, rows), valid, starts,
         distribution.log_prob(dist_params, actions), dist_params,
     )  # fmt: skip
     return tree_map(lambda x: x * valid.reshape(*valid.shape, *[1] * (x.ndim - 2)).to(x.dtype), samples)

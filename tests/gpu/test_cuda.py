@@ -10,17 +10,12 @@ import torch
 from torch.utils._pytree import tree_map
 
 import envs
-from metarl.algorithms.maml_trpo import (
-    MAMLTRPO,
-    MAMLTRPOConfig,
-    MetaBatch,
-    fisher_metric,
-    inner_loss,
-    make_chunks,
-    meta_gradient,
-    update,
-)
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import MetaLearner, make_chunks
+from metarl.algorithms.objective import MetaBatch, meta_gradient
+from metarl.algorithms.trust_region import fisher_metric, trust_region_update
 from metarl.collect import collect
+from metarl.inner_loop import InnerLoop
 from metarl.noise import DeviceNoise, TaskNoise
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.ops.trust_region import conjugate_gradient
@@ -115,20 +110,19 @@ def test_collections_repeat_and_do_not_overwrite_one_another():
 @pytest.mark.parametrize("name", FAMILIES[:2])
 def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
     family, env, policy, _ = set_up(name, "cpu", episodes=20)
-    config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=20)
+    config = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=20)
     params = initial_params(policy)
     data = adapt_on_rollouts(
-        env, policy, params, inner_loss(policy),
-        inner_lr=0.1, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+        env, InnerLoop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
-    batch = MetaBatch.of(data, 1.0)
+    batch = MetaBatch.of(data, config)
     steps, gradients = [], []
     for device in ("cpu", "cuda"):
         moved = move(batch, device)
         there = {n: v.to(device) for n, v in params.items()}
         chunks = make_chunks(config, policy, family.horizon, device, None)
-        gradients.append(meta_gradient(policy, there, moved.samples, config, chunks)[0])
-        steps.append(update(policy, there, moved, config, chunks)[0])
+        gradients.append(meta_gradient(InnerLoop(policy), there, moved, config, chunks)[0])
+        steps.append(trust_region_update(InnerLoop(policy), there, moved, config, chunks)[0])
     for n in params:
         torch.testing.assert_close(gradients[1][n].cpu(), gradients[0][n], rtol=1e-3, atol=1e-5)
         step = (steps[0].params[n] - params[n]).abs().max()
@@ -140,7 +134,7 @@ def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
 def test_training_learns_from_end_to_end(name):
     family = envs.make(name)
     policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (32, 32))
-    learner = MAMLTRPO(family, policy, MAMLTRPOConfig(meta_batch_size=8, episodes_per_task=10), device="cuda")
+    learner = MetaLearner(family, policy, LearnerConfig(meta_batch_size=8, episodes_per_task=10), device="cuda")
     metrics = [learner.iterate() for _ in range(3)]
     assert all(m["nonfinite_steps"] == 0 and m["line_search/accepted"] for m in metrics)
     assert all(value.is_cuda for value in learner.params.values())
@@ -165,18 +159,17 @@ def test_conjugate_gradient_in_float32_is_accurate_and_tf32_is_off(tf32):
     family, env, policy, _ = set_up("halfcheetah-vel", "cpu", episodes=5)
     params = initial_params(policy)
     data = adapt_on_rollouts(
-        env, policy, params, inner_loss(policy),
-        inner_lr=0.1, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+        env, InnerLoop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
-    config = MAMLTRPOConfig(meta_batch_size=TASKS, episodes_per_task=5)
+    config = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=5)
     chunks = make_chunks(config, policy, family.horizon, "cuda", None)
 
     def solve(dtype, fast):
         tf32(fast)
-        batch = move(MetaBatch.of(data, 1.0), "cuda", dtype)
+        batch = move(MetaBatch.of(data, config), "cuda", dtype)
         there = {n: v.to("cuda", dtype) for n, v in params.items()}
-        rhs, unflatten = flatten(meta_gradient(policy, there, batch.samples, config, chunks)[0])
-        metric = fisher_metric(policy, batch, config, chunks)
+        rhs, unflatten = flatten(meta_gradient(InnerLoop(policy), there, batch, config, chunks)[0])
+        metric = fisher_metric(InnerLoop(policy), there, batch, config, chunks)
 
         def product(x):
             return flatten(metric(unflatten(x)))[0] + config.cg_damping * x

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import envs
-from metarl.algorithms.maml_trpo import inner_loss
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
+from metarl.inner_loop import InnerLoop
 from metarl.ops.gaussian import Gaussian
 from metarl.policies import GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation
@@ -30,7 +30,7 @@ def adapted() -> tuple[torch.Tensor, AdaptationCurve, RolloutAdaptation]:
     tasks = family.sample_tasks(5, "test", 0)
     policy = GaussianMLPPolicy(2, 2, hidden_sizes=(8,))
     curve, data = evaluate_adaptation(
-        family, policy, initial_params(policy), inner_loss(policy), tasks, inner_lr=0.1, num_steps=2,
+        family, InnerLoop(policy), initial_params(policy), tasks, num_steps=2,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3,
     )  # fmt: skip
     return tasks, curve, data

@@ -1,0 +1,191 @@
+"""The switchboard: every gradient-based meta-RL learner of this package is one choice of these settings.
+
+Inner estimator x outer optimiser x switches. What a combination means is documented at its fields; a combination that
+means nothing is refused by `contradiction` in one sentence. `metarl.algorithms.learners` names the published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from metarl.inner_loop import ESTIMATORS, Adapted, InnerLoop, LearnedLR
+from metarl.rollout_adaptation import AdvantageSettings
+from metarl.types import Policy
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Settings of a learner; the defaults are those published for MAML-TRPO in locomotion.
+
+    Attributes:
+        meta_batch_size: Tasks per iteration.
+        episodes_per_task: Episodes per task and phase, unless steps_per_task is set.
+        steps_per_task: Budget of time steps per task and phase (whole episodes until it is reached); 0 uses
+            episodes_per_task.
+        num_inner_steps: Inner gradient steps in training, each on fresh rollouts.
+        inner_estimator: Objective of an inner step: reinforce (Finn et al. 2017), lvc (the likelihood ratio: low
+            variance curvature, Rothfuss et al. 2019) or dice (Foerster et al. 2018). They take the same inner step and
+            differ in the meta-gradient.
+        inner_lr: Inner step size alpha of the first inner step.
+        later_lr_factor: Step size of every later inner step, as a share of inner_lr, in training and at test time
+            (the published test protocol halves it after the first step).
+        learned_lr: Learn the inner step sizes, one per parameter entry, starting from the two above: shared by all
+            inner steps (Meta-SGD), per_step, or no.
+        adapted: What inner steps change: all parameters, the head alone (ANIL), or the context alone (CAVIA; needs a
+            policy with context_dim above 0).
+        first_order: Ignore the second-order terms of the meta-gradient (FOMAML).
+        step_weights: Weights of the policies after inner steps 1 .. K in the meta-objective and the trust region
+            (Antoniou et al. 2019, section 4; scaled to sum to 1). Empty: the policies after the last step alone, which
+            is the published objective and says nothing about any other step.
+        exploration_credit: Weight of E-MAML's term (Stadie et al. 2018), which credits the rollouts that an inner step
+            was taken on with the return after it; 0 leaves it out, 1 is the authors' weight.
+        inner_kl_penalty: Weight of the mean KL divergence, over the inner steps, from the policies that collected the
+            rollouts of each step to the new ones (ProMP's eta); 0 leaves it out.
+        gamma: Discount factor.
+        gae_lambda: Lambda of generalized advantage estimation.
+        bootstrap_truncated: Value the state in which the horizon cut an episode off, instead of 0.
+        outer_optimizer: How the meta-parameters move: trpo (natural gradient in a trust region), adam (gradient
+            ascent), reptile (towards the adapted parameters), or none (they stay: a reference).
+        outer_lr: Step size of adam, and of reptile.
+        outer_epochs: Steps that adam takes on the rollouts of one iteration: 1 is the policy gradient.
+        clip_range: Adam ascends the surrogate with ratios clipped to 1 - clip_range .. 1 + clip_range (PPO); 0 does
+            not clip.
+        max_kl: Trust-region size: mean KL divergence of the adapted policies per iteration (trpo, like all below but
+            the last two).
+        cg_iters: Conjugate-gradient iterations.
+        cg_damping: Added to the diagonal of the Fisher matrix.
+        cg_tolerance: Relative residual at which conjugate gradient stops early; 0 runs all iterations.
+        fvp_fraction: Share of the tasks that enters the Fisher matrix (gradient and line search stay exact). Below 1
+            for speed.
+        line_search_steps: Largest number of step lengths tried.
+        line_search_decay: Factor from one step length to the next.
+        chunk_size: Tasks handled together in the update; 0 takes as many as keep a layer's activations in cache (on a
+            GPU: as many as fit its free memory).
+        memory_budget_mb: Graphs kept for conjugate gradient; beyond it they are rebuilt for every product. 0 takes 1500
+            (on a GPU: half of its free memory).
+    """
+
+    meta_batch_size: int = 40
+    episodes_per_task: int = 20
+    steps_per_task: int = 0
+    num_inner_steps: int = 1
+    inner_estimator: str = "reinforce"
+    inner_lr: float = 0.1
+    later_lr_factor: float = 0.5
+    learned_lr: LearnedLR = "no"
+    adapted: Adapted = "all"
+    first_order: bool = False
+    step_weights: tuple[float, ...] = ()
+    exploration_credit: float = 0.0
+    inner_kl_penalty: float = 0.0
+    gamma: float = 0.99
+    gae_lambda: float = 1.0
+    bootstrap_truncated: bool = False
+    outer_optimizer: str = "trpo"
+    outer_lr: float = 1e-3
+    outer_epochs: int = 1
+    clip_range: float = 0.0
+    max_kl: float = 0.01
+    cg_iters: int = 10
+    cg_damping: float = 1e-5
+    cg_tolerance: float = 0.0
+    fvp_fraction: float = 1.0
+    line_search_steps: int = 15
+    line_search_decay: float = 0.8
+    chunk_size: int = 0
+    memory_budget_mb: int = 0
+
+    def inner_loop(self, policy: Policy) -> InnerLoop:
+        """How `policy` adapts under these settings."""
+        return InnerLoop(
+            policy,
+            estimator=self.inner_estimator,
+            inner_lr=self.inner_lr,
+            later_lr_factor=self.later_lr_factor,
+            learned_lr=self.learned_lr,
+            num_learned_steps=self.num_inner_steps,
+            adapted=self.adapted,
+            first_order=self.first_order,
+        )
+
+    def objective_weights(self) -> dict[int, float]:
+        """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""
+        if not self.step_weights:
+            return {self.num_inner_steps: 1.0}
+        total = sum(self.step_weights)
+        return {k: weight / total for k, weight in enumerate(self.step_weights, start=1) if weight}
+
+    def advantage_settings(self) -> AdvantageSettings:
+        """How advantages are estimated, for `adapt_on_rollouts`."""
+        return AdvantageSettings(self.gamma, self.gae_lambda, self.bootstrap_truncated)
+
+
+_OUTER_OPTIMIZERS = ("trpo", "adam", "reptile", "none")
+
+_READ_BY = {
+    "max_kl": ("trpo",),
+    "cg_iters": ("trpo",),
+    "cg_damping": ("trpo",),
+    "cg_tolerance": ("trpo",),
+    "fvp_fraction": ("trpo",),
+    "line_search_steps": ("trpo",),
+    "line_search_decay": ("trpo",),
+    "outer_lr": ("adam", "reptile"),
+    "outer_epochs": ("adam",),
+    "clip_range": ("adam",),
+    "first_order": ("trpo", "adam"),
+    "step_weights": ("trpo", "adam"),
+    "exploration_credit": ("trpo", "adam"),
+    "inner_kl_penalty": ("trpo", "adam"),
+    "learned_lr": ("trpo", "adam"),
+}
+"""Setting -> the outer optimisers that read it. Under any other it must keep its default: it would do nothing."""
+
+_NEEDS_INNER_STEPS = {
+    "exploration_credit": "there are no rollouts that an inner step was taken on",
+    "inner_kl_penalty": "there is no policy before an inner step",
+    "learned_lr": "there is no inner step whose size could be learned",
+    "first_order": "there is no inner step to differentiate",
+}
+
+
+def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
+    """The first setting that means nothing together with the others, and a sentence's rest that says why.
+
+    Returns:
+        None where the settings compose. Otherwise (field, "is ...; ...").
+    """
+    if config.inner_estimator not in ESTIMATORS:
+        return "inner_estimator", f"is {config.inner_estimator!r}; it must be one of {', '.join(ESTIMATORS)}."
+    if config.outer_optimizer not in _OUTER_OPTIMIZERS:
+        return "outer_optimizer", f"is {config.outer_optimizer!r}; it must be one of {', '.join(_OUTER_OPTIMIZERS)}."
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, readers in _READ_BY.items():
+        value = getattr(config, name)
+        if config.outer_optimizer not in readers and value != defaults[name]:
+            return name, (
+                f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
+                f"{' and '.join(readers)} reads it. Leave it at {defaults[name] or 'its default'}."
+            )
+    weights = config.step_weights
+    if weights and (
+        len(weights) != config.num_inner_steps
+        or not all(0 <= weight < math.inf for weight in weights)
+        or not 0 < sum(weights) < math.inf
+    ):
+        return "step_weights", (
+            f"is {' '.join(map(str, weights))}; it must hold num_inner_steps ({config.num_inner_steps}) numbers, none "
+            "negative and not all zero."
+        )
+    if config.num_inner_steps == 0:
+        for name, why in _NEEDS_INNER_STEPS.items():
+            if getattr(config, name) != defaults[name]:
+                return name, f"is {getattr(config, name)}, but num_inner_steps is 0: {why}."
+        if config.outer_optimizer == "reptile":
+            return "num_inner_steps", "is 0; reptile moves to where inner steps lead, so it needs one or more."
+    if config.outer_optimizer == "reptile" and config.adapted == "context":
+        return "adapted", "is context; reptile would move nothing, as the context is no meta-parameter."
+    if config.exploration_credit and config.meta_batch_size < 2:
+        return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
+    return None

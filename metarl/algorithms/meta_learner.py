@@ -1,0 +1,210 @@
+"""The training loop that every composition of `LearnerConfig` shares: collect, adapt, move the meta-parameters.
+
+One iteration (Finn, Abbeel and Levine 2017, algorithm 3): draw tasks; collect rollouts of every task with the current
+policy and take an inner step on them, K times; collect once more with the adapted policies; let the outer optimiser
+move the meta-parameters. The objective is in `metarl.algorithms.objective`, the inner loop in `metarl.inner_loop`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from metarl.agent import Agent
+from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.learners import LEARNERS
+from metarl.algorithms.outer import GradientAscent, MakeOuterOptimizer, NoUpdate, Reptile, Update
+from metarl.algorithms.trust_region import TrustRegion
+from metarl.collect import worlds_for_budget
+from metarl.memory import KEPT_LAYERS, graph_budget
+from metarl.metrics import rollout_metrics
+from metarl.noise import EVALUATION, TRAINING
+from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, one_intra_op_thread
+from metarl.policies import GaussianMLPPolicy
+from metarl.rollout_adaptation import adapt_on_rollouts
+from metarl.types import Params, Policy, TaskFamily
+
+OUTER_OPTIMIZERS: dict[str, MakeOuterOptimizer] = {
+    "trpo": TrustRegion,
+    "adam": GradientAscent,
+    "reptile": Reptile,
+    "none": NoUpdate,
+}
+"""`LearnerConfig.outer_optimizer` -> what makes it."""
+
+
+def make_chunks(
+    config: LearnerConfig, policy: Policy, horizon: int, device: str, num_threads: int | None
+) -> TaskChunks:
+    """How the update splits tasks: `config.chunk_size`, or one chosen for the size of the policy and the data."""
+    if config.chunk_size:
+        return TaskChunks(config.chunk_size, num_threads if device == "cpu" else 1)
+    rows = config.steps_per_task or config.episodes_per_task * horizon
+    weights = [value for _, value in policy.named_parameters() if value.ndim > 1]
+    layer_bytes = rows * max((value.shape[0] * value.element_size() for value in weights), default=1)
+    if device == "cpu":
+        return TaskChunks(cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
+    graph_bytes = KEPT_LAYERS * (len(weights) + 1) * (config.num_inner_steps + 1) * layer_bytes
+    size = fitting_chunk_size(config.meta_batch_size, graph_bytes, graph_budget(torch.device(device)))
+    return TaskChunks(size, num_threads=1)
+
+
+@final
+class MetaLearner:
+    """A meta-learner on a task family: one `iterate` collects, adapts and updates.
+
+    Everything random is a function of (seed, iteration, phase, task), so an iteration can be repeated from the
+    parameters and the outer optimiser's state alone.
+
+    Args:
+        family: Task family.
+        policy: Policy module; its parameters are where training starts.
+        config: Settings.
+        seed: Seed of tasks and noise.
+        device: Where environments and parameters live.
+        num_threads: Threads of environments and update; None takes the available cores.
+
+    Attributes:
+        params: Meta-parameters: the policy's, and learned inner step sizes.
+        inner: The inner loop.
+
+    Raises:
+        ValueError: If the settings contradict one another, or do not fit the policy.
+    """
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        policy: Policy,
+        config: LearnerConfig,
+        seed: int = 0,
+        device: str = "cpu",
+        num_threads: int | None = None,
+    ) -> None:
+        problem = contradiction(config)
+        if problem is not None:
+            raise ValueError(" ".join(problem))
+        self.family, self.policy, self.config, self.seed = family, policy, config, seed
+        self.inner = config.inner_loop(policy)
+        self.params: Params = {name: value.to(device) for name, value in self.inner.initial_meta().items()}
+        self.iteration = 0
+        self.env_steps = 0
+        self.skipped_updates = 0
+        self._device = device
+        self.chunks = make_chunks(config, policy, family.horizon, device, num_threads)
+        self._outer = OUTER_OPTIMIZERS[config.outer_optimizer](self.inner, self.params, config, self.chunks)
+        budget, episodes = config.steps_per_task, config.episodes_per_task
+        if budget:
+            episodes = worlds_for_budget(budget, family.horizon)
+        self._env = family.batch(self._tasks(), episodes, device, num_threads=num_threads)
+
+    @staticmethod
+    def for_family(family: TaskFamily, algorithm: str = "maml-trpo", seed: int = 0, **settings: Any) -> MetaLearner:
+        """A named learner with a 100-100 tanh Gaussian policy of the family's sizes.
+
+        Args:
+            family: Task family.
+            algorithm: One of `metarl.algorithms.learners.LEARNERS`.
+            seed: Seed of the initial policy, of tasks and of noise.
+            **settings: Fields of `LearnerConfig` that differ from the learner's own.
+        """
+        learner = LEARNERS[algorithm]
+        config = LearnerConfig(**{**learner.settings, **settings})
+        generator = torch.Generator().manual_seed(seed)
+        policy = GaussianMLPPolicy(
+            family.observation_dim, family.action_dim, context_dim=learner.context_dim, generator=generator
+        )
+        return MetaLearner(family, policy, config, seed)
+
+    def adapt(self, task: Tensor | Sequence[float], num_steps: int = 1, episodes: int = 20, seed: int = 0) -> Agent:
+        """Adapts to one task on episodes collected for it.
+
+        Args:
+            task: `[task_dim]`.
+            num_steps: Inner steps.
+            episodes: Episodes per inner step.
+            seed: Noise seed.
+        """
+        data = adapt_on_rollouts(
+            self.family.batch(
+                torch.as_tensor(task, dtype=torch.float64).reshape(1, -1),
+                episodes,
+                self._device,
+                num_threads=self.chunks.num_threads,
+            ),
+            self.inner,
+            self.params,
+            num_steps=num_steps,
+            noise_key=(EVALUATION, seed),
+            settings=self.config.advantage_settings(),
+            measure_last=False,
+        )
+        return Agent(self.policy, {name: value[0] for name, value in data.trajectory[-1].items()})
+
+    def _tasks(self) -> Tensor:
+        size = self.config.meta_batch_size
+        return self.family.sample_tasks(size, "train", self.seed, start=self.iteration * size)
+
+    @one_intra_op_thread()
+    def iterate(self) -> dict[str, float]:
+        """Runs one iteration and returns its metrics (docs/learners.md lists them)."""
+        config = self.config
+        start, start_cpu = time.perf_counter(), time.process_time()
+        self._env.set_tasks(self._tasks())
+        data = adapt_on_rollouts(
+            self._env,
+            self.inner,
+            self.params,
+            num_steps=config.num_inner_steps,
+            noise_key=(TRAINING, self.seed, self.iteration),
+            settings=config.advantage_settings(),
+            steps_per_task=config.steps_per_task or None,
+            chunks=self.chunks,
+            measure_last=self._outer.needs_query,
+        )
+        metrics = rollout_metrics(self.policy, data)
+        update = Update(None, {})
+        if metrics["nonfinite_steps"] == 0:
+            update = self._outer.update(self.params, data)
+        self.skipped_updates += update.meta is None
+        self.params = self.params if update.meta is None else update.meta
+        self.env_steps += data.num_steps()
+        self.iteration += 1
+        seconds = time.perf_counter() - start
+        metrics |= dict.fromkeys(self._outer.metric_names, 0.0) | update.metrics
+        metrics |= {
+            "skipped_updates": float(self.skipped_updates),
+            "env_steps": float(self.env_steps),
+            "time/sampling_seconds": data.sampling_seconds,
+            "time/sampling_cpu_seconds": data.sampling_cpu_seconds,
+            "time/updating_seconds": seconds - data.sampling_seconds,
+            "time/updating_cpu_seconds": time.process_time() - start_cpu - data.sampling_cpu_seconds,
+            "time/env_steps_per_second": data.num_steps() / seconds,
+        }
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything training continues from: parameters, the outer optimiser's state, and counters."""
+        return {
+            "params": dict(self.params),
+            "outer": self._outer.state_dict(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "skipped_updates": self.skipped_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned.
+
+        Raises:
+            ValueError: If the outer optimiser's state does not fit.
+        """
+        self.params = {name: state["params"][name].to(value) for name, value in self.params.items()}
+        self._outer.load_state_dict(state.get("outer", {}), self.params)
+        self.iteration = state["iteration"]
+        self.env_steps = state["env_steps"]
+        self.skipped_updates = state["skipped_updates"]

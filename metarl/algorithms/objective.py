@@ -1,0 +1,167 @@
+r"""The meta-objective of policy-gradient meta-learning, and its gradient.
+
+    max_meta  1/M sum_i [ sum_k w_k E_{D_k ~ pi(theta_ik)} rho_ik A  +  c R_i  -  eta 1/K sum_{k<K} KL_ik ]
+
+over recorded data: theta_ik(meta) repeats the inner loop on the recorded rollouts D_0 .. D_{k-1}, so that it is
+differentiable in the meta-parameters. Three terms, each task's own:
+
+* gain: the surrogate of the policies after inner steps with weight w_k (all on the last step as published), ratios
+  rho = pi(a|s; theta_ik) / pi_old(a|s), clipped or not. Its gradient at the old meta-parameters is the meta-policy
+  gradient (Finn et al. 2017, algorithm 3).
+* exploration: E-MAML's term. The distribution of what an inner step learns from depends on the parameters too: with
+  D ~ p_theta, d/dtheta E_D[V(theta'(D))] = E_D[ d V(theta'(D)) / dtheta + V(theta'(D)) grad log p_theta(D) ]
+  (Stadie et al. 2018). The surrogate of the second part is a ratio again, over the support rollouts.
+* inner KL: ProMP's penalty, of the policies that collected the support rollouts against the new ones.
+
+| symbol   | here                 | shape                | meaning                                            |
+|----------|----------------------|----------------------|----------------------------------------------------|
+| theta_ik | trajectory[k]        | {name: [task, ...]}  | task i's parameters after k inner steps              |
+| D_k      | samples[k]           | [task, row, ...]     | rollouts of theta_ik: support of step k, query of k  |
+| A        | Samples.advantages   | [task, row]          | normalised advantages, linear baseline               |
+| R_i      | MetaBatch.credit     | [task]               | return after the last step, standardised over tasks  |
+| w_k      | objective_weights()  | K numbers            | weight of the policies after k steps                 |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl.algorithms.config import LearnerConfig
+from metarl.inner_loop import InnerLoop
+from metarl.ops import surrogate
+from metarl.ops.masked import masked_mean
+from metarl.ops.tree import add_all, select_tasks
+from metarl.parallel import TaskChunks
+from metarl.policies import per_task
+from metarl.rollout_adaptation import RolloutAdaptation
+from metarl.types import Params, Samples
+
+
+class MetaBatch(NamedTuple):
+    """What one update reads; every tensor leads with the task axis.
+
+    Attributes:
+        trajectory: theta_0 .. theta_K of each task, as collection went through them.
+        samples: Collected with theta_0 .. theta_K: number k is the support data of inner step k and the query data of
+            the policies after k steps.
+        credit: `[task]`, E-MAML's weight of each task's support rollouts; 0 where it is off.
+        metric_samples: Samples of the tasks that enter the Fisher matrix, the first ones.
+    """
+
+    trajectory: list[Params]
+    samples: list[Samples]
+    credit: Tensor
+    metric_samples: list[Samples]
+
+    @staticmethod
+    def of(data: RolloutAdaptation, config: LearnerConfig) -> MetaBatch:
+        """Arranges the rollouts of one iteration."""
+        samples = [data.samples(k) for k in range(len(data.rollouts))]
+        # Whole tasks, not a share of every task's episodes: fewer episodes make each Hessian H in J = I - alpha H
+        # noisier, and J^T F J keeps the variance of that noise as spurious curvature (docs/performance.md).
+        share = slice(max(1, round(config.fvp_fraction * samples[0].valid.shape[0])))
+        return MetaBatch(data.trajectory, samples, exploration_credit(data, config), select_tasks(samples, share))
+
+    @property
+    def num_tasks(self) -> int:
+        """M."""
+        return len(self.credit)
+
+
+def exploration_credit(data: RolloutAdaptation, config: LearnerConfig) -> Tensor:
+    """`exploration_credit` times each task's return after the inner steps, standardised over the tasks, `[task]`.
+
+    The mean over tasks is the baseline. It is a constant for a task's own rollouts but for their own share in it, and
+    with that share left out it differs by the factor M / (M - 1) alone.
+    """
+    returns = torch.stack([w * data.rollouts[k].mean_return() for k, w in config.objective_weights().items()]).sum(0)
+    if not config.exploration_credit:
+        return torch.zeros_like(returns)
+    centred = returns - returns.mean()
+    # 0 where no task differs from another: there is nothing to credit.
+    return config.exploration_credit * centred / returns.std(correction=0).clamp(min=torch.finfo(returns.dtype).tiny)
+
+
+class Objective(NamedTuple):
+    """The meta-objective of each task, `[task]` each.
+
+    Attributes:
+        total: What the outer loop maximises.
+        kl: KL divergence of the adapted policies, old || new, weighted as in the objective.
+        inner_kl: KL divergence of the policies before inner steps, old || new, mean over the steps.
+    """
+
+    total: Tensor
+    kl: Tensor
+    inner_kl: Tensor
+
+
+def meta_objective(
+    inner: InnerLoop, meta: Params, samples: list[Samples], credit: Tensor, config: LearnerConfig
+) -> Objective:
+    """The meta-objective at `meta` on recorded samples, differentiable with respect to `meta`.
+
+    Args:
+        inner: The inner loop.
+        meta: Meta-parameters.
+        samples: Collected before each inner step and after the last.
+        credit: See `MetaBatch`.
+        config: Settings.
+    """
+    support = samples[:-1]
+    trajectory = inner.adapt(meta, support, len(credit), len(support))
+    apply, distribution = per_task(inner.policy), inner.policy.distribution
+    weights = config.objective_weights()
+    before_steps = range(len(support)) if config.exploration_credit or config.inner_kl_penalty else ()
+    total, kl, inner_kl = torch.zeros(()), torch.zeros(()), credit.new_zeros(len(credit))
+    for k in sorted({*weights, *before_steps}):
+        data = samples[k]
+        new = apply(trajectory[k], data.observations)
+        log_prob = distribution.log_prob(new, data.actions)
+        divergence = masked_mean(distribution.kl(data.dist_params, new), data.valid)
+        if k in weights:
+            gain = surrogate.likelihood_ratio(
+                log_prob, data.log_prob, data.advantages, data.valid, clip_range=config.clip_range
+            )
+            total, kl = total + weights[k] * gain, kl + weights[k] * divergence
+        if k in before_steps:
+            inner_kl = inner_kl + divergence / len(support)
+            if config.exploration_credit:
+                crediting = credit.unsqueeze(-1).expand_as(data.advantages).to(log_prob)
+                total = total + surrogate.likelihood_ratio(log_prob, data.log_prob, crediting, data.valid)
+    if config.inner_kl_penalty:
+        total = total - config.inner_kl_penalty * inner_kl
+    return Objective(total, kl, inner_kl)
+
+
+def mean_objective(
+    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+) -> tuple[float, float, float]:
+    """Means over tasks of the objective, the KL divergence and the inner KL divergence at `meta`."""
+
+    def of_chunk(samples: list[Samples], credit: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.stack(meta_objective(inner, meta, samples, credit, config))
+
+    parts = chunks.map(of_chunk, batch.num_tasks, batch.samples, batch.credit)
+    total, kl, inner_kl = (torch.cat(parts, dim=1).double().sum(-1) / batch.num_tasks).tolist()
+    return total, kl, inner_kl
+
+
+def meta_gradient(
+    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+) -> tuple[Params, float]:
+    """Exact gradient of the mean meta-objective, and its value."""
+
+    def of_chunk(samples: list[Samples], credit: Tensor) -> tuple[Params, float]:
+        leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
+        total = meta_objective(inner, leaves, samples, credit, config).total
+        gradient = torch.autograd.grad(total.sum(), list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradient, strict=True)), float(total.detach().sum())
+
+    parts = chunks.map(of_chunk, batch.num_tasks, batch.samples, batch.credit)
+    gradient = add_all([gradient for gradient, _ in parts], 1 / batch.num_tasks)
+    return gradient, sum(value for _, value in parts) / batch.num_tasks

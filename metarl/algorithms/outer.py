@@ -1,0 +1,187 @@
+"""Outer optimisers: how the meta-parameters move after an iteration's rollouts.
+
+`TrustRegion` is in `metarl.algorithms.trust_region`; here are the interface and the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, final
+
+import torch
+
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
+from metarl.inner_loop import InnerLoop
+from metarl.ops.tree import all_finite
+from metarl.parallel import TaskChunks
+from metarl.rollout_adaptation import RolloutAdaptation
+from metarl.types import Params
+
+
+class Update(NamedTuple):
+    """Outcome of an outer step.
+
+    Attributes:
+        meta: New meta-parameters; None if they would not be finite. The optimiser's state is then as before.
+        metrics: What it did, by the names of docs/learners.md.
+    """
+
+    meta: Params | None
+    metrics: dict[str, float]
+
+
+class OuterOptimizer(Protocol):
+    """What moves the meta-parameters.
+
+    `needs_query`: whether rollouts of the policies after the last inner step are wanted. `metric_names`: what `update`
+    reports; zeros are logged for one that was skipped.
+    """
+
+    @property
+    def needs_query(self) -> bool: ...
+    @property
+    def metric_names(self) -> tuple[str, ...]: ...
+
+    def update(self, meta: Params, data: RolloutAdaptation) -> Update:
+        """Where `meta`, which is only read, moves to after these rollouts."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training continues from: tensors, numbers, and dictionaries of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
+        """Continues from what `state_dict` returned.
+
+        Raises:
+            ValueError: If it does not fit the meta-parameters.
+        """
+        ...
+
+
+def squared_norm(params: Params) -> float:
+    """Sum of squares of all entries, in float64."""
+    return float(torch.stack([value.double().square().sum() for value in params.values()]).sum())
+
+
+@final
+class GradientAscent:
+    """`outer_epochs` Adam steps on the meta-objective of one iteration's rollouts (Kingma and Ba 2015).
+
+    One step without clipping is the meta-policy gradient (VPG); several with `clip_range` are MAML-PPO and, with the
+    likelihood ratio as inner objective and the inner KL penalty, ProMP (Rothfuss et al. 2019, algorithm 1).
+    """
+
+    needs_query = True
+    metric_names = ("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm")
+
+    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+        self._inner, self._config, self._chunks = inner, config, chunks
+        self._leaves = {name: value.clone().requires_grad_() for name, value in meta.items()}
+        self._adam = torch.optim.Adam(list(self._leaves.values()), lr=config.outer_lr, maximize=True)
+
+    def update(self, meta: Params, data: RolloutAdaptation) -> Update:
+        batch = MetaBatch.of(data, self._config)
+        problem = (batch, self._config, self._chunks)
+        before = copy.deepcopy(self._adam.state_dict())
+        self._set(meta)
+        first, value = meta_gradient(self._inner, meta, *problem)
+        gradient, moved = first, meta
+        for epoch in range(self._config.outer_epochs):
+            if epoch:
+                gradient, _ = meta_gradient(self._inner, moved, *problem)
+            if not all_finite(gradient):
+                self._adam.load_state_dict(before)
+                return Update(None, {"gradient_norm": squared_norm(gradient) ** 0.5})
+            for name, leaf in self._leaves.items():
+                leaf.grad = gradient[name]
+            self._adam.step()
+            moved = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+        after, kl, inner_kl = mean_objective(self._inner, moved, *problem)
+        expected = sum(float((first[name] * (moved[name] - meta[name])).double().sum()) for name in meta)
+        values = (kl, inner_kl, expected, after - value, squared_norm(first) ** 0.5)
+        return Update(moved, dict(zip(self.metric_names, values, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: self._adam.state[leaf] for name, leaf in self._leaves.items() if leaf in self._adam.state}
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
+        if state and set(state) != set(self._leaves):
+            raise ValueError("its Adam moments belong to other parameters")
+        for name, entry in state.items():
+            leaf = self._leaves[name]
+            if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}):
+                raise ValueError(f"its Adam moments of {name} are not finite tensors of the parameter's shape")
+            # Adam counts on the host wherever the parameters are.
+            self._adam.state[leaf] = {
+                key: value.clone() if key == "step" else value.to(leaf).clone() for key, value in entry.items()
+            }
+        self._set(meta)
+
+    def _set(self, meta: Params) -> None:
+        with torch.no_grad():
+            for name, leaf in self._leaves.items():
+                leaf.copy_(meta[name])
+
+
+def _fits(entry: Any, shapes: dict[str, torch.Size]) -> bool:
+    """Whether `entry` holds finite tensors of exactly these names and shapes."""
+    return (
+        isinstance(entry, dict)
+        and set(entry) == set(shapes)
+        and all(isinstance(value, torch.Tensor) and value.shape == shapes[name] for name, value in entry.items())
+        and all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in entry.values())
+    )
+
+
+@final
+class Reptile:
+    """meta <- meta + outer_lr * (1/M sum_i theta_iK - meta) (Nichol, Achiam and Schulman 2018, algorithm 2, batched).
+
+    It needs no gradient through the inner loop and no rollouts after it.
+    """
+
+    needs_query = False
+    metric_names = ("gradient_norm",)
+
+    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+        self._lr = config.outer_lr
+
+    def update(self, meta: Params, data: RolloutAdaptation) -> Update:
+        last = data.trajectory[-1]
+        direction = {name: last[name].mean(0) - value for name, value in meta.items()}
+        moved = {name: value + self._lr * direction[name] for name, value in meta.items()}
+        metrics = {"gradient_norm": squared_norm(direction) ** 0.5}
+        return Update(moved if all_finite(moved) else None, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
+        """There is no state."""
+
+
+@final
+class NoUpdate:
+    """The meta-parameters stay as they are: a reference that only adapts."""
+
+    needs_query = True
+    metric_names = ()
+
+    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+        """There is nothing to set up."""
+
+    def update(self, meta: Params, data: RolloutAdaptation) -> Update:
+        return Update(meta, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
+        """There is no state."""
+
+
+MakeOuterOptimizer = Callable[[InnerLoop, Params, LearnerConfig, TaskChunks], OuterOptimizer]

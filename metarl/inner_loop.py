@@ -1,0 +1,217 @@
+r"""The inner loop of a policy-gradient learner: what is adapted, from where, on which objective, by which steps.
+
+    theta_0 = start(meta),     theta_{k+1} = theta_k + A_k * grad_{theta_k} J_inner(theta_k; rollouts k)
+
+An `InnerLoop` is the same in training, validation, evaluation and for an agent that adapts to one task. The numbers it
+starts from are the meta-parameters, one flat dictionary: the policy's parameters and, where they are learned, the inner
+step sizes, named `inner_lr.<k>.<parameter>`. `MetaJacobian` gives products with d theta_k / d meta.
+
+| symbol   | here                | shape             | meaning                                                     |
+|----------|---------------------|-------------------|-------------------------------------------------------------|
+| meta     | meta                | {name: [...]}     | what the outer loop learns                                   |
+| theta_k  | trajectory[k]       | {name: [task, ...]} | a task's policy after k inner steps                        |
+| A_k      | step_sizes(meta, K)[k] | number or {name: [...]} | step size of inner step k                           |
+| J_inner  | ESTIMATORS          | [task]            | inner objective: reinforce, lvc or dice                      |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from metarl.adaptation import AdaptationJacobian, StepSize, adapt
+from metarl.ops import surrogate
+from metarl.ops.tree import expand_tasks, sum_tasks
+from metarl.parallel import TaskChunks
+from metarl.policies import initial_params, per_task
+from metarl.types import Params, Policy, Samples
+
+Estimator: TypeAlias = Callable[[Tensor, Samples], Tensor]
+"""(log-probabilities `[task, row]` under the current parameters, samples) -> objective `[task]`, to be maximised."""
+
+ESTIMATORS: dict[str, Estimator] = {
+    "reinforce": lambda log_prob, s: surrogate.reinforce(log_prob, s.advantages, s.valid),
+    "lvc": lambda log_prob, s: surrogate.likelihood_ratio(log_prob, s.log_prob, s.advantages, s.valid),
+    "dice": lambda log_prob, s: surrogate.dice(log_prob, s.advantages, s.valid, s.starts),
+}
+"""Inner objectives by name. Where the samples come from they share their gradient and differ in their Hessians."""
+
+Adapted = Literal["all", "head", "context"]
+LearnedLR = Literal["no", "shared", "per_step"]
+
+CONTEXT = "context"
+"""The parameter of a policy that adapts alone in CAVIA: 0 before the first inner step, and no meta-parameter."""
+
+
+@final
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a policy adapts.
+
+    Attributes:
+        policy: The policy module.
+        estimator: Name of the inner objective, one of `ESTIMATORS`.
+        inner_lr: Step size of the first inner step; where step sizes are learned, what they start from.
+        later_lr_factor: Step size of every later inner step as a share of the first one's. Step sizes learned per step
+            only start from it.
+        learned_lr: Whether step sizes are meta-parameters, one for every entry of every adapted parameter: "shared"
+            by all inner steps, or "per_step".
+        num_learned_steps: How many steps have their own learned sizes; later ones take those of the last.
+        adapted: What inner steps change: all parameters, the head (output layer and standard deviation), or the
+            context.
+        first_order: Take the inner gradients for constants.
+    """
+
+    policy: Policy
+    estimator: str = "reinforce"
+    inner_lr: float = 0.1
+    later_lr_factor: float = 0.5
+    learned_lr: LearnedLR = "no"
+    num_learned_steps: int = 1
+    adapted: Adapted = "all"
+    first_order: bool = False
+
+    def initial_meta(self) -> Params:
+        """The meta-parameters that training starts from: the module's own numbers, and the initial step sizes."""
+        params = initial_params(self.policy)
+        meta = {name: value for name, value in params.items() if not self._is_reset(name)}
+        if self.learned_lr == "no":
+            return meta
+        for k in range(self.num_learned_steps if self.learned_lr == "per_step" else 1):
+            for name, value in params.items():
+                if self.mask is None or self.mask[name]:
+                    meta[f"inner_lr.{k}.{name}"] = torch.full_like(value, self._fixed_lr(k))
+        return meta
+
+    @property
+    def mask(self) -> Mapping[str, bool] | None:
+        """Parameter name -> whether inner steps change it; None: they change all.
+
+        Raises:
+            ValueError: If the policy has no such part.
+        """
+        if self.adapted == "all":
+            return None
+        names = [name for name, _ in self.policy.named_parameters()]
+        head = [CONTEXT] if self.adapted == "context" else getattr(self.policy, "head", ())
+        if not set(head) & set(names):
+            what = "context (context_dim is 0)" if self.adapted == "context" else "`head` naming its output layer"
+            raise ValueError(f"adapted is {self.adapted!r}, but this policy has no {what}.")
+        return {name: name in head for name in names}
+
+    def loss(self, params: Params, samples: Samples) -> Tensor:
+        """Minus the inner objective of every task, `[task]`."""
+        log_prob = self.policy.distribution.log_prob(
+            per_task(self.policy)(params, samples.observations), samples.actions
+        )
+        return -ESTIMATORS[self.estimator](log_prob, samples)
+
+    def start(self, meta: Params, num_tasks: int) -> Params:
+        """theta_0 of every task, `{name: [task, ...]}`."""
+        like = next(iter(meta.values()))
+        params = {
+            name: like.new_zeros(value.shape) if self._is_reset(name) else meta[name]
+            for name, value in self.policy.named_parameters()
+        }
+        return expand_tasks(params, num_tasks)
+
+    def step_sizes(self, meta: Params, num_steps: int) -> list[StepSize]:
+        """Step sizes of `num_steps` inner steps; any number, whatever training took."""
+        return [self._lr(meta, k) for k in range(num_steps)]
+
+    def adapt(
+        self,
+        meta: Params,
+        batches: Sequence[Samples] | Callable[[Params, int], Samples],
+        num_tasks: int,
+        num_steps: int,
+        chunks: TaskChunks | None = None,
+    ) -> list[Params]:
+        """Takes K inner steps: `[theta_0, ..., theta_K]`, differentiable in `meta` if that requires a gradient.
+
+        Args:
+            meta: Meta-parameters.
+            batches: Recorded samples of each step, or a function that collects them; see `metarl.adaptation.adapt`.
+            num_tasks: Tasks.
+            num_steps: K.
+            chunks: How to split tasks over threads where nothing has to be differentiable.
+        """
+        return adapt(
+            self.start(meta, num_tasks),
+            batches,
+            self.loss,
+            inner_lr=self.step_sizes(meta, num_steps),
+            first_order=self.first_order,
+            mask=self.mask,
+            chunks=chunks,
+        )
+
+    def _is_reset(self, name: str) -> bool:
+        """Whether a parameter starts every adaptation at 0 instead of at a meta-parameter."""
+        return self.adapted == "context" and name == CONTEXT
+
+    def _fixed_lr(self, k: int) -> float:
+        return self.inner_lr * (1.0 if k == 0 else self.later_lr_factor)
+
+    def _lr(self, meta: Params, k: int) -> Any:
+        if self.learned_lr == "no":
+            return self._fixed_lr(k)
+        index, factor = self.learned_index(k)
+        prefix = f"inner_lr.{index}."
+        return {n.removeprefix(prefix): factor * v for n, v in meta.items() if n.startswith(prefix)}
+
+    def learned_index(self, k: int) -> tuple[int, float]:
+        """Which learned step sizes inner step k takes, and times what."""
+        if self.learned_lr == "per_step":
+            return min(k, self.num_learned_steps - 1), 1.0
+        return 0, 1.0 if k == 0 else self.later_lr_factor
+
+
+@final
+class MetaJacobian:
+    """Products with d theta_k / d meta, k = 0 .. K, summed over a block of tasks where they are transposed.
+
+    Args:
+        inner: The inner loop.
+        meta: Meta-parameters.
+        points: theta_0 .. theta_K of the block, as the inner loop went through them.
+        batches: The K recorded batches of the block.
+    """
+
+    def __init__(self, inner: InnerLoop, meta: Params, points: Sequence[Params], batches: Sequence[Samples]) -> None:
+        self._inner, self._meta, self._num_steps = inner, meta, len(batches)
+        self._num_tasks = next(iter(points[0].values())).shape[0]
+        self._lr_names = [name for name in meta if name.startswith("inner_lr.")]
+        self._jacobian = AdaptationJacobian(
+            points,
+            batches,
+            inner.loss,
+            inner_lr=inner.step_sizes(meta, len(batches)),
+            first_order=inner.first_order,
+            mask=inner.mask,
+        )
+
+    def products(self, vector: Params) -> list[Params]:
+        """`[v_0, ..., v_K]`: how each task's theta_k moves to first order when the meta-parameters move by `vector`."""
+        start = self._inner.start(vector, self._num_tasks)
+        if not self._lr_names:
+            return self._jacobian.products(start)
+        # Step sizes enter each step linearly, so that their change is what `step_sizes` makes of the change.
+        return self._jacobian.products(start, self._inner.step_sizes(vector, self._num_steps))  # pyright: ignore
+
+    def transposed_product(self, cotangents: Sequence[Params | None]) -> Params:
+        """The transpose of `products`, summed over the block's tasks."""
+        of_start, of_lr = self._jacobian.transposed_product(cotangents)
+        total = {name: value for name, value in sum_tasks(of_start).items() if name in self._meta}
+        for name in self._lr_names:
+            _, index, parameter = name.split(".", 2)
+            total[name] = torch.zeros_like(self._meta[name])
+            for k, of_step in enumerate(of_lr):
+                source, factor = self._inner.learned_index(k)
+                if source == int(index):
+                    total[name] += factor * of_step[parameter].sum(0)
+        return total
