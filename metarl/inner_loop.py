@@ -64,6 +64,9 @@ class InnerLoop:
         adapted: What inner steps change: all parameters, the head (output layer and standard deviation), or the
             context.
         first_order: Take the inner gradients for constants.
+
+    Raises:
+        ValueError: If there is no such estimator, or the policy has no such part.
     """
 
     policy: Policy
@@ -74,6 +77,11 @@ class InnerLoop:
     num_learned_steps: int = 1
     adapted: Adapted = "all"
     first_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
+        _ = self.mask  # refuses a policy without the part that should adapt
 
     def initial_meta(self) -> Params:
         """The meta-parameters that training starts from: the module's own numbers, and the initial step sizes."""
@@ -89,11 +97,7 @@ class InnerLoop:
 
     @property
     def mask(self) -> Mapping[str, bool] | None:
-        """Parameter name -> whether inner steps change it; None: they change all.
-
-        Raises:
-            ValueError: If the policy has no such part.
-        """
+        """Parameter name -> whether inner steps change it; None: they change all."""
         if self.adapted == "all":
             return None
         names = [name for name, _ in self.policy.named_parameters()]

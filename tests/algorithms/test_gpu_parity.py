@@ -12,6 +12,8 @@ import envs
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import make_chunks
 from metarl.algorithms.objective import MetaBatch
+from metarl.algorithms.trust_region import trust_region_update
+from metarl.inner_loop import InnerLoop
 from metarl.ops.tree import flatten
 from metarl.parallel import TaskChunks
 from metarl.policies import GaussianMLPPolicy, initial_params

@@ -1,15 +1,24 @@
 """MAML-TRPO's objective, gradient and metric in float64 against finite differences and dense automatic derivatives."""
 
 import dataclasses
-import functools
 import gc
 import math
 import weakref
 
 import pytest
 import torch
+from problems import (
+    NUM_TASKS,
+    ONE_BY_ONE,
+    dense_hessian,
+    dense_metric,
+    make_policy,
+    mean_objective,
+    problem,
+    tasks_of,
+)
 from torch.utils._pytree import tree_map
-from toys import PointEnv, assert_trees_close, double_params, equal_trees, finite_difference
+from toys import assert_trees_close, double_params, equal_trees, finite_difference
 
 from metarl import inner_loop
 from metarl.adaptation import AdaptationJacobian
@@ -22,52 +31,7 @@ from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.ops.trust_region import trust_region_step
 from metarl.parallel import TaskChunks
-from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, per_task
-from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
-
-NUM_TASKS = 4
-TASKS = torch.randn(NUM_TASKS, 2, generator=torch.Generator().manual_seed(3))
-ONE_BY_ONE = TaskChunks(1, 1)
-
-
-@functools.lru_cache
-def make_policy(kind):
-    return CategoricalMLPPolicy(2, 2, (3,)) if kind == "categorical" else GaussianMLPPolicy(2, 2, (3,))
-
-
-@functools.lru_cache
-def problem(kind="gaussian", num_steps=1, inner_lr=0.1, hostile=False, step_weights=(), **settings):
-    """Inner loop, float64 parameters, settings, and what one iteration would record (episodes of different lengths)."""
-    policy = make_policy(kind)
-    weights = step_weights[:num_steps]
-    config = LearnerConfig(num_inner_steps=num_steps, inner_lr=inner_lr, step_weights=weights, **settings)
-    env = PointEnv(TASKS, 5, 6, min_length=1, discrete=kind == "categorical", hostile=hostile)
-    params, inner = double_params(policy, 0.4), config.inner_loop(policy)
-    data = adapt_on_rollouts(
-        env, inner, params, num_steps=num_steps, noise_key=(0, 5, 0), settings=AdvantageSettings(), chunks=ONE_BY_ONE
-    )
-    return inner, params, config, MetaBatch.of(data, config), data
-
-
-def tasks_of(samples, tasks):
-    return tree_map(lambda x: x[tasks], samples)
-
-
-def mean_objective(which, kind, num_steps, **settings):
-    inner, _, config, batch, _ = problem(kind, num_steps, **settings)
-    return lambda shared: meta_objective(inner, shared, batch.samples, batch.credit, config)[which].mean()
-
-
-def dense_hessian(function, params):
-    """[n, n] by double backward."""
-    theta, unflatten = flatten(params)
-    return torch.autograd.functional.hessian(lambda vector: function(unflatten(vector)), theta)
-
-
-def dense_metric(metric, params):
-    theta, unflatten = flatten(params)
-    return torch.stack([flatten(metric(unflatten(e)))[0] for e in torch.eye(len(theta), dtype=theta.dtype)])
-
+from metarl.policies import per_task
 
 KINDS = ["gaussian", "categorical"]
 VARIANTS = {"plain": {}, "two steps weighted": {"step_weights": (2.0, 1.0)}, "first order": {"first_order": True}}
