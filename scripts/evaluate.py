@@ -1,30 +1,34 @@
-"""Adaptation curve of a trained run on held-out tasks, beside the published numbers where its preset has them.
+"""Adaptation curves of trained runs on held-out tasks, beside the published numbers where their preset has them.
 
     python scripts/evaluate.py runs/demo
     python scripts/evaluate.py pretrained/navigation-2d@maml2017 --steps 4 --episodes 40
+    python scripts/evaluate.py runs/maml runs/pretrain runs/oracle --plot comparison.png
 
-With no other settings than --checkpoint the table is also saved as evaluation_<checkpoint>.json in the run directory
-(not under pretrained/, whose tables are part of the repository), and with any settings where --json says.
+Several runs of one family are compared on the same tasks with the same noise, each under its own protocol. With no
+other settings than --checkpoint a run's table is also saved as evaluation_<checkpoint>.json in its directory (not under
+pretrained/, whose tables are part of the repository), and with any settings where --json says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import _common
 import tyro
 
+from metarl.experiment.comparison import CurveRow, curve_table
 from metarl.experiment.config import check_device
-from metarl.experiment.errors import UserError, describe_os_error, reports_errors
-from metarl.experiment.evaluate_run import DEFAULT_STEPS
+from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
-from metarl.types import PublishedCurve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metarl.experiment.loading import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -32,96 +36,108 @@ class Arguments:
     """Arguments of evaluate.py.
 
     Attributes:
-        run: Run directory, or one under pretrained/.
-        steps: Inner gradient steps to take.
+        runs: Run directories, or ones under pretrained/.
+        steps: Inner gradient steps to take; by default 3, or what the run's learner is made for (an oracle: 0).
         num_tasks: Test tasks; by default the variant's own fixed ones where it has them, else 40 drawn.
         episodes: Episodes per task and step; by default twice the training data, as published.
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
             kept, e.g. iteration_50.
         seed: Seed of the evaluation's noise (and of drawn tasks).
         device: Where it runs, wherever the run was trained.
-        json: Where to write the results as JSON as well.
+        json: Where to write the results as JSON as well; of several runs {"runs": [...]}.
+        plot: Where to draw the curves (PNG).
     """
 
-    run: tyro.conf.Positional[Path]
-    steps: int = DEFAULT_STEPS
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    steps: int | None = None
     num_tasks: int | None = None
     episodes: int | None = None
     checkpoint: str = "best"
     seed: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     json: Path | None = None
+    plot: Path | None = None
 
 
-def table(record: dict, published: Sequence[PublishedCurve], same_tasks: bool) -> str:
-    """The curve as text: a row for the run, one per published method."""
-    width = max(record["steps"] + 1, *(len(curve.returns) for curve in published), 1)
-    lines = ["adaptation step".ljust(34) + "".join(f"{k:>18}" for k in range(width))]
-    # One task has no interval.
-    cells = [
-        f"{m:.2f}" + (f" ± {c:.2f}" if math.isfinite(c) else "")
-        for m, c in zip(record["return_mean"], record["return_ci95"], strict=True)
-    ]
-    lines.append("this run (± 95 % over tasks)".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
-    for curve in published:
-        cells = "".join(f"{value:>18.2f}" for value in curve.returns)
-        lines.append(f"published: {curve.label}".ljust(34) + cells)
-    for source in dict.fromkeys(curve.source for curve in published):
-        lines.append(f"published numbers: {source}" + ("" if same_tasks else "; measured on other tasks than these"))
-    return "\n".join(lines)
-
-
-def saved_table(arguments: Arguments, checkpoint: str) -> Path | None:
-    """Where the run's own table goes; None unless this is the default protocol and the run is not a pretrained one."""
+def is_default_protocol(arguments: Arguments, path: Path) -> bool:
+    """Whether the table is one to keep in the run: default settings, and not a pretrained run of the repository."""
     protocol = {f.name: f.default for f in dataclasses.fields(Arguments)}
-    for name in ("steps", "num_tasks", "episodes", "seed", "device"):
-        if getattr(arguments, name) != protocol[name]:
-            return None
-    if (_common.REPOSITORY / "pretrained").resolve() in arguments.run.resolve().parents:
-        return None
-    return arguments.run / f"evaluation_{checkpoint}.json"
+    names = ("steps", "num_tasks", "episodes", "seed", "device")
+    pretrained = (_common.REPOSITORY / "pretrained").resolve() in path.resolve().parents
+    return not pretrained and all(getattr(arguments, name) == protocol[name] for name in names)
+
+
+def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
+    """A run's evaluation record, and where in the run it was saved."""
+    from metarl.experiment.evaluate_run import default_steps, evaluate_run, evaluation_record
+
+    curve, data = evaluate_run(
+        run,
+        tasks,
+        num_steps=default_steps(run) if arguments.steps is None else arguments.steps,
+        episodes_per_task=arguments.episodes,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    record = evaluation_record(run, tasks, arguments.seed, curve, data)
+    if record["nonfinite_steps"]:
+        print(f"{run.path}: {record['nonfinite_steps']:,} steps were not finite: its returns mean little.")
+    return record, _common.save_table(run.path, record) if is_default_protocol(arguments, run.path) else None
+
+
+def check_arguments(arguments: Arguments) -> None:
+    """Refuses what cannot be run before anything is loaded."""
+    _common.require_positive(arguments, "num_tasks", "episodes")
+    if (arguments.steps or 0) < 0 or arguments.seed < 0:
+        raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
+    if not arguments.runs:
+        raise UserError("No run was named; name a run directory that train.py made, or one under pretrained/.")
+    check_device(arguments.device)
+    for path in (arguments.json, arguments.plot):
+        if path:
+            check_writable(path)
 
 
 @reports_errors
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="evaluate.py")
-    _common.require_positive(arguments, "num_tasks", "episodes")
-    if arguments.steps < 0 or arguments.seed < 0:
-        raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
-    check_device(arguments.device)
-    if arguments.json:
-        check_writable(arguments.json)
-    run = _common.load_run(arguments.run, arguments.checkpoint)
+    check_arguments(arguments)
+    runs = [_common.load_run(path, arguments.checkpoint) for path in arguments.runs]
 
-    from metarl.experiment.evaluate_run import evaluate_run, evaluation_record, on_published_tasks, test_tasks
+    from metarl.experiment.evaluate_run import on_published_tasks, test_tasks
 
-    tasks, origin = test_tasks(run, arguments.num_tasks, arguments.seed)
-    curve, data = evaluate_run(
-        run,
-        tasks,
-        num_steps=arguments.steps,
-        episodes_per_task=arguments.episodes,
-        seed=arguments.seed,
-        device=arguments.device,
-    )
-    record = evaluation_record(run, tasks, arguments.seed, curve, data)
-    default = saved_table(arguments, run.checkpoint)
-    if default is not None:
-        try:
-            write_json(default, record)
-        except OSError as error:
-            # A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
-            print(f"note: not saved in the run: {describe_os_error(error)}", file=sys.stderr)
-            default = None
+    first = runs[0]
+    other = next((run for run in runs if run.config.family != first.config.family), None)
+    if other is not None:
+        raise UserError(
+            f"{other.path} is a run on {other.config.family}, {first.path} on {first.config.family}: only runs on the "
+            "same family and variant can be compared."
+        )
+    tasks, origin = test_tasks(first, arguments.num_tasks, arguments.seed)
+    records, saved = zip(*(evaluate(run, tasks, arguments) for run in runs), strict=True)
     if arguments.json:
-        write_json(arguments.json, record)
-    print(f"{run.config.family}, {run.config.algorithm}, {run.checkpoint} checkpoint (iteration {run.iteration})")
-    print(f"return before each inner step, mean over {origin}; {curve.env_steps:,} environment steps")
-    print(table(record, run.family.spec.published, on_published_tasks(run, tasks)))
-    if record["nonfinite_steps"]:
-        print(f"{record['nonfinite_steps']:,} of these steps were not finite: the returns above mean little.")
-    for path in (default, arguments.json):
+        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
+    for run in runs:
+        described = (
+            f"{run.config.family}, {run.config.algorithm}, {run.checkpoint} checkpoint (iteration {run.iteration})"
+        )
+        print(described if len(runs) == 1 else f"{run.path}: {described}")
+    env_steps = sum(record["env_steps"] for record in records)
+    print(f"return before each inner step, mean over {origin}; {env_steps:,} environment steps")
+    labels = ["this run (± 95 % over tasks)"] if len(runs) == 1 else [str(run.path) for run in runs]
+    rows = [CurveRow.of_record(label, record) for label, record in zip(labels, records, strict=True)]
+    published = first.family.spec.published
+    print(curve_table([*rows, *map(CurveRow.of_published, published)]))
+    for source in dict.fromkeys(curve.source for curve in published):
+        same = on_published_tasks(first, tasks)
+        print(f"published numbers: {source}" + ("" if same else "; measured on other tasks than these"))
+    if arguments.plot:
+        from metarl.visualize.curves import draw_comparison
+
+        detail = f"{first.config.family}, mean over {origin}, 95 % intervals over tasks"
+        draw_comparison(arguments.plot, rows, published, detail=detail)
+    for path in (*saved, arguments.json, arguments.plot):
         if path is not None:
             print(f"saved {path}")
 

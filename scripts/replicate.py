@@ -1,15 +1,17 @@
-"""Train over several seeds under a published protocol and print the published numbers beside ours.
+"""Train over several seeds under a protocol and print published numbers beside ours.
 
     python scripts/replicate.py maml2017 --quick --seeds 5
     python scripts/replicate.py maml2017 --families navigation-2d halfcheetah-vel
+    python scripts/replicate.py learners --seeds 3 --plot learners.png
 
-Every seed is an ordinary run under --out: a killed replication continues where it stopped, a finished seed is only
-evaluated again. Training, choice of checkpoint and test tasks are those of train.py and evaluate.py.
+`maml2017` is MAML-TRPO as in Finn, Abbeel and Levine, ICML 2017. `learners` trains every learner, and the references
+that judge them, on the same number of environment steps. Every seed is an ordinary run under --out: a killed
+replication continues where it stopped, a finished seed is only evaluated again. Training, choice of checkpoint and test
+tasks are those of train.py and evaluate.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,14 @@ from typing import Any, Literal
 
 import _common
 import tyro
+from _replicate_protocols import FAMILIES, Summary, planned_runs
 
-from metarl.experiment.config import TrainConfig, check, preset
+from metarl.algorithms.learners import LEARNERS
+from metarl.experiment.comparison import CurveRow, curve_table
+from metarl.experiment.config import TrainConfig, check
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.evaluate_run import DEFAULT_STEPS
 from metarl.experiment.files import check_writable, write_json
 from metarl.experiment.run_directory import RunDirectory, read_config
-
-FULL_ITERATIONS = {"navigation-2d": 100, "halfcheetah-vel": 500}
-"""Iterations of a full replication (the paper allows up to 500); --quick uses the preset's own number."""
-
-QUICK_ITERATIONS = {"halfcheetah-vel": 30}
-"""Where the preset's number is not a quick one."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +34,28 @@ class Arguments:
     """Arguments of replicate.py.
 
     Attributes:
-        protocol: Which publication: maml2017 is Finn, Abbeel and Levine, ICML 2017.
-        families: Families to train, each in the protocol's variant.
+        protocol: What to train: maml2017, or learners.
+        families: Families to train, each in the variant of MAML 2017.
+        learners: Which learners, in the protocol of that name; by default all.
         seeds: Number of seeds: 0, 1, ...
         quick: A few minutes per seed instead of the full number of iterations.
-        steps: Inner steps in evaluation.
+        env_steps: Environment steps of each training in the protocol `learners`.
+        steps: Inner steps in evaluation; by default 3, or what a learner is made for.
         out: Where the runs are kept.
-        json: Where to write the table as JSON as well.
+        json: Where to write the tables as JSON as well.
+        plot: Where to draw the curves of one family (PNG).
     """
 
-    protocol: tyro.conf.Positional[Literal["maml2017"]]
+    protocol: tyro.conf.Positional[Literal["maml2017", "learners"]]
     families: tuple[Literal["navigation-2d", "halfcheetah-vel"], ...] = ("navigation-2d",)
+    learners: tuple[str, ...] = ()
     seeds: int = 5
     quick: bool = False
-    steps: int = DEFAULT_STEPS
+    env_steps: int = 6_000_000
+    steps: int | None = None
     out: Path = Path("runs")
     json: Path | None = None
-
-
-def run_config(family: str, seed: int, protocol: str, quick: bool) -> TrainConfig:
-    """The preset of MAML-TRPO on the family, with this seed and length."""
-    config = preset("maml-trpo", f"{family}@{protocol}")
-    iterations = QUICK_ITERATIONS.get(family, config.iterations) if quick else FULL_ITERATIONS[family]
-    return dataclasses.replace(config, seed=seed, iterations=iterations)
+    plot: Path | None = None
 
 
 def trained_run(path: Path, config: TrainConfig) -> Path:
@@ -72,7 +69,7 @@ def trained_run(path: Path, config: TrainConfig) -> Path:
     exists = (path / "config.json").exists()
     if exists and read_config(path) != config:
         raise UserError(f"{path} holds a run with other settings; choose another --out.")
-    learner = make_learner(_common.make_family(config.family), config)
+    learner = make_learner(_common.make_family(config.family, config.observe_task), config)
     with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
         trainer = Trainer(learner, config, run, resume=exists)
         print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
@@ -83,71 +80,62 @@ def trained_run(path: Path, config: TrainConfig) -> Path:
     return path
 
 
-def evaluated(path: Path, num_steps: int) -> dict[str, Any]:
+def evaluated(path: Path, num_steps: int | None) -> dict[str, Any]:
     """Evaluation record of a finished run on the published tasks."""
-    from metarl.experiment.evaluate_run import evaluate_run, evaluation_record, test_tasks
+    from metarl.experiment.evaluate_run import default_steps, evaluate_run, evaluation_record, test_tasks
 
     run = _common.load_run(path)
     tasks, _ = test_tasks(run, None, 0)
-    curve, data = evaluate_run(run, tasks, num_steps=num_steps, episodes_per_task=None)
+    steps = default_steps(run) if num_steps is None else num_steps
+    curve, data = evaluate_run(run, tasks, num_steps=steps, episodes_per_task=None)
     record = evaluation_record(run, tasks, 0, curve, data)
-    if num_steps == DEFAULT_STEPS:
+    if steps == default_steps(run):
         # As evaluate.py does: a run's own table is always one of the same protocol.
-        write_json(path / f"evaluation_{run.checkpoint}.json", record)
+        _common.save_table(path, record)
     if record["nonfinite_steps"]:
         print(f"{path}: {record['nonfinite_steps']:,} steps of the evaluation were not finite; it means little.")
     return record
-
-
-def print_table(family: str, records: list[dict[str, Any]], summary: dict[str, Any], steps: int) -> None:
-    """Published rows, one row per seed, and the mean over seeds."""
-
-    def row(label: str, values: list[str]) -> None:
-        print(label.ljust(34) + "".join(f"{value:>18}" for value in values))
-
-    print(f"\n{family}@maml2017: return before each inner step, mean over the published test tasks")
-    row("adaptation step", [str(k) for k in range(steps + 1)])
-    spec = _common.make_family(f"{family}@maml2017").spec
-    for curve in spec.published:
-        row(f"published: {curve.label}", [f"{value:.2f}" for value in curve.returns[: steps + 1]])
-    for record in records:
-        label = f"ours, seed {record['seed']} (iteration {record['iteration']})"
-        row(label, [f"{value:.2f}" for value in record["return_mean"]])
-    pairs = zip(summary["return_mean"], summary["return_sd"], strict=True)
-    row(f"ours, mean of {len(records)} seeds ± sd", [f"{mean:.2f} ± {sd:.2f}" for mean, sd in pairs])
-    row("ours, worst seed", [f"{value:.2f}" for value in summary["return_worst"]])
-    print(f"published numbers: {spec.published[0].source}")
 
 
 @reports_errors
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="replicate.py")
-    if arguments.seeds < 1 or arguments.steps < 0 or not arguments.families:
-        raise UserError("--seeds must be positive, --steps zero or more, and --families at least one family.")
-    if arguments.json:
-        check_writable(arguments.json)
-
-    import torch
-
-    results = {}
+    if arguments.seeds < 1 or (arguments.steps or 0) < 0 or arguments.env_steps < 1 or not arguments.families:
+        raise UserError("--seeds and --env-steps must be positive, --steps zero or more, --families at least one.")
+    if arguments.plot and len(arguments.families) > 1:
+        raise UserError("--plot draws one family; name one with --families.")
+    if unknown := sorted(set(arguments.learners) - set(LEARNERS)):
+        raise UserError(f"--learners names {', '.join(unknown)}. Known: {', '.join(LEARNERS)}.")
+    for path in (arguments.json, arguments.plot):
+        if path:
+            check_writable(path)
+    results: dict[str, Any] = {}
     for family in arguments.families:
-        records = []
-        for seed in range(arguments.seeds):
-            config = run_config(family, seed, arguments.protocol, arguments.quick)
-            check(config)
-            kind = "quick" if arguments.quick else "full"
-            path = arguments.out / f"{arguments.protocol}-{kind}-{family}-seed{seed}"
-            records.append(evaluated(trained_run(path, config), arguments.steps))
-            print(f"  seed {seed}: " + "  ".join(f"{value:.2f}" for value in records[-1]["return_mean"]), flush=True)
-        returns = torch.tensor([record["return_mean"] for record in records], dtype=torch.float64)
-        summary = {
-            "return_mean": returns.mean(0).tolist(),
-            "return_sd": returns.std(0, correction=min(1, len(records) - 1)).tolist(),
-            "return_worst": returns.min(0).values.tolist(),
-        }
-        print_table(family, records, summary, arguments.steps)
-        results[family] = {"seeds": records, **summary}
+        published = _common.make_family(FAMILIES[family]).spec.published
+        summaries = []
+        for label, runs in planned_runs(arguments, family).items():
+            records = []
+            for path, config in runs:
+                check(config)
+                records.append(evaluated(trained_run(path, config), arguments.steps))
+                values = "  ".join(f"{value:.2f}" for value in records[-1]["return_mean"][:6])
+                print(f"  {label}, seed {config.seed}: {values}", flush=True)
+            summaries.append(Summary.of(label, records))
+        rows = [row for summary in summaries for row in summary.rows(with_seeds=arguments.protocol == "maml2017")]
+        print(
+            f"\n{FAMILIES[family]}: return before each inner step, mean over the published test tasks; ± as said below"
+        )
+        print(curve_table([*map(CurveRow.of_published, published), *rows]))
+        print(f"± of a mean of seeds: {Summary.INTERVAL}; of one seed: 95 % over tasks")
+        print(f"published numbers: {published[0].source}")
+        results[family] = {summary.label: summary.record() for summary in summaries}
+        if arguments.plot:
+            from metarl.visualize.curves import draw_comparison
+
+            drawn = [summary.mean_row() for summary in summaries]
+            draw_comparison(arguments.plot, drawn, published, detail=f"{FAMILIES[family]}, {Summary.INTERVAL}")
+            print(f"saved {arguments.plot}")
     if arguments.json:
         write_json(arguments.json, results)
         print(f"saved {arguments.json}")

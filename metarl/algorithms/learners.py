@@ -66,7 +66,7 @@ LEARNERS: dict[str, NamedLearner] = {
     ),
     "reptile": NamedLearner(
         "Moves towards the adapted parameters; no meta-gradient (Nichol et al. 2018).",
-        {"outer_optimizer": "reptile", "outer_lr": 0.1, "num_inner_steps": 3},
+        {"outer_optimizer": "reptile", "outer_lr": 1.0, "num_inner_steps": 3},
     ),
     "random-init": NamedLearner(
         "Reference: adapts from a random policy.",

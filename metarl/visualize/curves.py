@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metarl.evaluation import AdaptationCurve
+from metarl.experiment.comparison import CurveRow
 from metarl.types import PublishedCurve
 from metarl.visualize.figure import BEFORE, INK, TITLE_HEIGHT, drawing, step_colours, step_label, title
 
@@ -21,6 +23,8 @@ _OURS = "#3b2f9e"
 _PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
 # A share of single tasks may fall below the picture where they would stretch it by more than a factor.
 _OUTLIERS, _STRETCH = 0.03, 1.5
+# Curves of more points than this are shown by their end.
+_LONGEST = 11
 
 
 def draw_adaptation_curve(
@@ -47,10 +51,7 @@ def draw_adaptation_curve(
             label = f"each of {num_tasks} tasks" if i == 0 else None
             ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=0.22, label=label)
         for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
-            level = len(known.returns) == 1
-            where, values = ((0, last), known.returns * 2) if level else (range(len(known.returns)), known.returns)
-            style = {"linestyle": ":" if level else "--", "marker": "" if level else "o", "markersize": 4}
-            ax.plot(where, values, color=colour, linewidth=1.5, label=f"published: {known.label}", **style)
+            _draw_published(ax, known, colour, last)
         known_interval = bool(np.isfinite(ci95).all())
         label = "mean, 95 % interval" if known_interval else "mean"
         style = {"color": _OURS, "linewidth": 2.6, "marker": "o", "markersize": 6, "capsize": 4, "elinewidth": 1.6}
@@ -60,6 +61,46 @@ def draw_adaptation_curve(
         ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.15, last + 0.15))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(ax)
+        title(figure, "Return while adapting to test tasks", detail)
+    return path
+
+
+def draw_comparison(
+    path: Path, rows: Sequence[CurveRow], published: Sequence[PublishedCurve] = (), *, detail: str
+) -> Path:
+    """Draws several adaptation curves with their intervals into one figure.
+
+    A curve of a single value is a level line; one much longer than the others a level line at its end.
+
+    Args:
+        path: PNG file to write.
+        rows: The curves, best first in the legend.
+        published: Published curves, dashed.
+        detail: What was run.
+    """
+    shown = max((len(row.mean) for row in rows if len(row.mean) <= _LONGEST), default=2)
+    last = max(shown, *(len(p.returns) for p in published), 2) - 1
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.92, len(rows)))
+    markers = "osD^vP*Xph<>"
+    with drawing(path, _WIDTH, max(_HEIGHT, 0.24 * (len(rows) + len(published)) + 1.4)) as figure:
+        ax = _axes(figure)
+        for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            style = {"color": colour, "linewidth": 1.8}
+            if len(row.mean) == 1 or len(row.mean) > _LONGEST:
+                steps = len(row.mean) - 1
+                label = row.label + (f", after {steps} steps" if steps else "")
+                ax.axhline(row.mean[-1], linestyle="-.", label=label, **style)
+                continue
+            # Shifted a little, so that intervals do not hide one another.
+            x = np.arange(len(row.mean)) + 0.16 * ((i + 0.5) / len(rows) - 0.5)
+            interval = np.nan_to_num(np.array(row.interval, dtype=np.float64))
+            marker = markers[i % len(markers)]
+            ax.errorbar(x, row.mean, interval, label=row.label, marker=marker, markersize=5, capsize=2.5, **style)
+        for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
+            _draw_published(ax, known, colour, last)
+        ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.2, last + 0.2))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(ax, first=[row.label for row in rows])
         title(figure, "Return while adapting to test tasks", detail)
     return path
 
@@ -97,6 +138,14 @@ def draw_training_curve(path: Path, metrics: Sequence[Mapping[str, Any]], *, det
     return path
 
 
+def _draw_published(ax: Axes, known: PublishedCurve, colour: str, last: int) -> None:
+    """A dashed curve; a level line up to inner step `last` for a single value."""
+    level = len(known.returns) == 1
+    where, values = ((0, last), known.returns * 2) if level else (range(len(known.returns)), known.returns)
+    style = {"linestyle": ":" if level else "--", "marker": "" if level else "o", "markersize": 4}
+    ax.plot(where, values, color=colour, linewidth=1.5, label=f"published: {known.label}", **style)
+
+
 def _axes(figure: Figure) -> Axes:
     """One panel below the title, with room for its labels and for the legend on its right."""
     width, height = figure.get_size_inches()
@@ -106,9 +155,18 @@ def _axes(figure: Figure) -> Axes:
     )
 
 
-def _legend(ax: Axes) -> None:
-    """Beside the panel, where it hides nothing."""
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, labelspacing=0.8)
+def _legend(ax: Axes, first: Sequence[str] = ()) -> None:
+    """Beside the panel, where it hides nothing; labels that start with one of `first` come first, in that order."""
+    handles, labels = ax.get_legend_handles_labels()
+
+    def place(label: str) -> int:
+        return next((i for i, start in enumerate(first) if label.startswith(start)), len(first))
+
+    order = sorted(range(len(labels)), key=lambda i: place(labels[i]))
+    handles, labels = [handles[i] for i in order], [labels[i] for i in order]
+    legend = ax.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, labelspacing=0.8
+    )
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1.0)

@@ -133,7 +133,7 @@ def test_evaluation_that_is_not_finite_is_said(
     assert code == 0, err
     record = json.loads(target.read_text())
     assert record["nonfinite_steps"] == record["env_steps"]
-    assert f"{record['env_steps']:,} of these steps were not finite" in out
+    assert f"{record['env_steps']:,} steps were not finite" in out
     assert record["return_mean"] == [None]
 
 

@@ -1,0 +1,58 @@
+"""Adaptation curves of several runs, and published ones, as rows of one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metarl.types import PublishedCurve
+
+_LABEL, _CELL, _ALL_COLUMNS = 38, 18, 6
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One adaptation curve.
+
+    Attributes:
+        label: What it is of.
+        mean: Return after 0, 1, ... inner steps.
+        interval: Half-width of an interval around each; NaN where there is none.
+    """
+
+    label: str
+    mean: Sequence[float]
+    interval: Sequence[float]
+
+    @staticmethod
+    def of_record(label: str, record: dict[str, Any]) -> CurveRow:
+        """The row of an evaluation record (`evaluate_run.evaluation_record`): 95 % intervals over tasks."""
+        return CurveRow(label, record["return_mean"], record["return_ci95"])
+
+    @staticmethod
+    def of_published(curve: PublishedCurve) -> CurveRow:
+        """The row of a published curve."""
+        return CurveRow(f"published: {curve.label}", curve.returns, [math.nan] * len(curve.returns))
+
+    def cell(self, step: int) -> str:
+        """The value after `step` inner steps; empty where it was not measured."""
+        if step >= len(self.mean):
+            return ""
+        interval = self.interval[step]
+        return f"{self.mean[step]:.2f}" + (f" ± {interval:.2f}" if math.isfinite(interval) else "")
+
+
+def columns(rows: Sequence[CurveRow]) -> list[int]:
+    """Inner steps to show: all, or of a long row the first ones and the last."""
+    width = max(len(row.mean) for row in rows)
+    return list(range(width)) if width <= _ALL_COLUMNS else [0, 1, 2, 3, width - 1]
+
+
+def curve_table(rows: Sequence[CurveRow]) -> str:
+    """The rows as text, under a line of inner steps."""
+    steps = columns(rows)
+    lines = ["adaptation step".ljust(_LABEL) + "".join(f"{step:>{_CELL}}" for step in steps)]
+    lines += [row.label.ljust(_LABEL) + "".join(f"{row.cell(step):>{_CELL}}" for step in steps) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
