@@ -15,6 +15,8 @@ from _benchmark_limits import Row, Timing, median, peak_memory_mb, timed
 
 from envs.batched_env import BatchedEnv
 from envs.family import Backend, TaskFamily
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.meta_learner import MetaLearner, make_chunks
 from metarl.algorithms.objective import MetaBatch
 from metarl.algorithms.trust_region import trust_region_update
@@ -22,7 +24,7 @@ from metarl.collect import collect
 from metarl.experiment.config import TrainConfig
 from metarl.noise import collection_noise
 from metarl.parallel import num_cores, one_intra_op_thread
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import Activation, GaussianMLPPolicy, initial_params
 from metarl.rollout_adaptation import RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params
 
@@ -36,9 +38,10 @@ class Case:
         self.device: str = config.device
         self.backend: Backend = backend
         self.threads = config.num_threads or num_cores()
-        hidden, activation = config.policy.hidden_sizes, config.policy.activation
+        hidden = config.policy.hidden_sizes
+        self.activation: Activation = config.policy.activation
         self.sizes = (family.observation_dim, *hidden, family.action_dim)
-        self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, activation)
+        self.policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, hidden, self.activation)
         self.inner = self.config.inner_loop(self.policy)
         self.chunks = make_chunks(self.config, self.policy, family.horizon, self.device, self.threads)
 
@@ -90,7 +93,8 @@ def measure(case: Case, what: str, repeats: int, worlds: Sequence[int]) -> list[
     """Runs a benchmark after one warm-up of everything it times; limit and measurement alternate."""
     if what == "rollout":
         return measure_sweep(case, repeats, worlds)
-    return {"update": measure_update, "iteration": measure_iteration}[what](case, repeats)
+    cases = {"update": measure_update, "iteration": measure_iteration, "learners": measure_learners}
+    return cases[what](case, repeats)
 
 
 def measure_sweep(case: Case, repeats: int, worlds: Sequence[int]) -> list[Row]:
@@ -207,3 +211,32 @@ def measure_iteration(case: Case, repeats: int) -> list[Row]:
         )
 
     return [*(row(name, *seconds) for name, seconds in parts.items()), row("total", ours.cpu, ours.wall)]
+
+
+def measure_learners(case: Case, repeats: int) -> list[Row]:
+    """An iteration of every learner that is trained, in turns; the limit of each is what MAML-TRPO takes."""
+    shared = ("meta_batch_size", "episodes_per_task", "inner_lr", "chunk_size")
+    settings = {name: getattr(case.config, name) for name in shared}
+    learners = {}
+    for name, named in LEARNERS.items():
+        config = LearnerConfig(**{**named.settings, **settings})
+        if config.outer_optimizer == "trpo":
+            config = dataclasses.replace(config, fvp_fraction=case.config.fvp_fraction)
+        if named.is_trained and not named.observe_task:  # the oracle is pretraining with more inputs
+            policy = GaussianMLPPolicy(
+                case.sizes[0], case.sizes[-1], case.sizes[1:-1], case.activation, context_dim=named.context_dim
+            )
+            learners[name] = MetaLearner(case.family, policy, config, device=case.device, num_threads=case.threads)
+    timings: dict[str, list[Timing[Any]]] = {name: [] for name in learners}
+    for repeat in range(repeats + 1):
+        for name, learner in learners.items():
+            timing = timed(learner.iterate, case.device)
+            if repeat:
+                timings[name].append(timing)
+    medians = {name: median(found) for name, found in timings.items()}
+    limit, memory = medians["maml-trpo"].cost, peak_memory_mb(case.device)
+    worlds = case.config.meta_batch_size * case.config.episodes_per_task
+    return [
+        Row(f"learners/{name}", m.cost, limit, m.cost / limit, case.per_second, m.cpu, m.wall, memory, worlds)
+        for name, m in medians.items()
+    ]

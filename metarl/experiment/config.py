@@ -240,6 +240,12 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
             return f"{source}: {field}"
         return "--" + field.removeprefix("learner.").removeprefix("policy.").replace("_", "-")
 
+    def words(sentence: str) -> str:
+        """Fields named in a sentence, as the flags they are on the command line."""
+        if source is not None:
+            return sentence
+        return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda match: "--" + match[0].replace("_", "-"), sentence)
+
     learner, policy, infinity = config.learner, config.policy, float("inf")
     rules: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         "positive": (
@@ -288,14 +294,13 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         )
     if problem is not None:
         name, says = problem
-        if source is None:
-            says += " The preset may have set it; the flag without a value clears a list." * (name == "step_weights")
-            says = re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda match: "--" + match[0].replace("_", "-"), says)
-        raise UserError(f"{label('learner.' + name)} {says}")
+        if source is None and name == "step_weights":
+            says += " The preset may have set it; the flag without a value clears it."
+        raise UserError(f"{label('learner.' + name)} {words(says)}")
     if config.validation.inner_lrs and learner.learned_lr != "no":
         raise UserError(
             f"{label('validation.inner_lrs')} has step sizes to choose from, but the learner learns its own "
-            f"(learned_lr {learner.learned_lr})."
+            + words(f"(learned_lr {learner.learned_lr}).")
         )
     if not all(0 < value < infinity for value in config.validation.inner_lrs):
         sizes = " ".join(map(str, config.validation.inner_lrs))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from script_runs import SCRIPTS
+from script_runs import SCRIPTS, TINY, start
 
 
 @pytest.fixture
@@ -27,3 +28,13 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run of two iterations; tests that change it take a copy."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    process = start("train", "--run-dir", path, *TINY, "--iterations", 2)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    return path

@@ -24,16 +24,6 @@ from metarl.experiment.config import preset
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run; tests that damage it take a copy."""
-    path = tmp_path_factory.mktemp("finished") / "run"
-    process = start("train", "--run-dir", path, *TINY, "--iterations", 2)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, output + errors
-    return path
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from script_runs import SCRIPTS, TINY, start
+from script_runs import SCRIPTS, TINY
 
 import envs
 from metarl.experiment.progress import status
@@ -74,16 +74,6 @@ def test_train_evaluate_and_their_files(run_script: Run, tmp_path: Path) -> None
     again = tmp_path / "again.json"
     run_script("evaluate", run, *arguments[:-1], again)
     assert json.loads(again.read_text()) == record
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run; nothing here changes it but its evaluation tables."""
-    path = tmp_path_factory.mktemp("finished") / "run"
-    process = start("train", "--run-dir", path, *TINY, "--iterations", 1)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, output + errors
-    return path
 
 
 def test_published_tasks_are_the_default(run_script: Run, finished: Path, tmp_path: Path) -> None:

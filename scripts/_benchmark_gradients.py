@@ -1,0 +1,186 @@
+"""How good meta-gradients are: bias and spread of every estimator of the inner step's curvature.
+
+All estimators take the same inner step, so each draw of rollouts serves them all, and they differ in nothing but the
+derivative through that step. The reference is a long run of DiCE, whose curvature is unbiased, on `REFERENCE_EPISODES`
+times the episodes, where the product of two noisy averages (curvature and gradient) has little bias left either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.meta_learner import make_chunks
+from metarl.algorithms.objective import MetaBatch, meta_gradient
+from metarl.collect import worlds_for_budget
+from metarl.experiment.progress import status
+from metarl.experiment.run_directory import read_metrics
+from metarl.inner_loop import ESTIMATORS
+from metarl.ops.tree import flatten
+from metarl.rollout_adaptation import adapt_on_rollouts
+from metarl.types import Params, Policy, TaskFamily
+
+REFERENCE_EPISODES = 10
+FIRST_ORDER = "first order"
+
+
+@dataclass(frozen=True)
+class GradientRow:
+    """Quality of one estimator's meta-gradient.
+
+    Attributes:
+        name: `gradients/<estimator>`.
+        relative_bias: Distance of its mean from the reference, as a share of the reference's norm; the part that noise
+            in the two means explains is taken off.
+        noise: That part, the smallest bias that could be seen.
+        relative_sd: Root of its total variance, as a share of the norm of its mean (Rothfuss et al. 2019, figure 3).
+        cosine: Mean cosine of a single gradient to the reference.
+        norm: Of its mean.
+    """
+
+    name: str
+    relative_bias: float
+    noise: float
+    relative_sd: float
+    cosine: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class GradientCase:
+    """Where gradients are measured: a policy on fixed training tasks."""
+
+    family: TaskFamily
+    policy: Policy
+    params: Params
+    config: LearnerConfig
+    num_threads: int | None
+
+    def gradients(
+        self, estimators: Sequence[str], draws: int, episodes_factor: int, key: int
+    ) -> Iterator[list[Tensor]]:
+        """For every draw of rollouts one flat float64 gradient per estimator."""
+        budget = self.config.steps_per_task * episodes_factor
+        episodes = self.config.episodes_per_task * episodes_factor
+        config = dataclasses.replace(self.config, steps_per_task=budget, episodes_per_task=episodes)
+        tasks = self.family.sample_tasks(config.meta_batch_size)
+        worlds = worlds_for_budget(budget, self.family.horizon) if budget else episodes
+        env = self.family.batch(tasks, worlds, num_threads=self.num_threads)
+        chunks = make_chunks(config, self.policy, self.family.horizon, "cpu", self.num_threads)
+        for draw in range(draws):
+            data = adapt_on_rollouts(
+                env,
+                config.inner_loop(self.policy),
+                self.params,
+                num_steps=config.num_inner_steps,
+                noise_key=(0, key, draw),
+                settings=config.advantage_settings(),
+                steps_per_task=budget or None,
+                chunks=chunks,
+            )
+            batch = MetaBatch.of(data, config)
+            found = []
+            for name in estimators:
+                changes = {"first_order": True} if name == FIRST_ORDER else {"inner_estimator": name}
+                inner = dataclasses.replace(config, **changes).inner_loop(self.policy)
+                gradient, _ = meta_gradient(inner, self.params, batch, config, chunks)
+                found.append(flatten(gradient)[0].double())
+            yield found
+
+
+def measure_gradients(case: GradientCase, draws: int) -> tuple[list[GradientRow], Tensor]:
+    """A row per estimator, and the cosines between the estimators' means, `[estimator, estimator]`."""
+    names = [*ESTIMATORS, FIRST_ORDER]
+    with status("drawing gradients ..."):
+        samples = torch.stack([torch.stack(found) for found in case.gradients(names, draws, 1, key=0)], dim=1)
+        reference_draws = [
+            found[0] for found in case.gradients(["dice"], max(draws // 2, 2), REFERENCE_EPISODES, key=1)
+        ]
+    reference = torch.stack(reference_draws)
+    target = reference.mean(0)
+    target_error = float(reference.var(0).sum()) / len(reference)
+    rows = []
+    for name, drawn in zip(names, samples, strict=True):
+        mean, variance = drawn.mean(0), float(drawn.var(0).sum())
+        noise = variance / draws + target_error
+        distance = float((mean - target).square().sum())
+        cosines = torch.nn.functional.cosine_similarity(drawn, target.unsqueeze(0), dim=1)
+        rows.append(
+            GradientRow(
+                f"gradients/{name}",
+                math.sqrt(max(distance - noise, 0.0)) / float(target.norm()),
+                math.sqrt(noise) / float(target.norm()),
+                math.sqrt(variance) / float(mean.norm()),
+                float(cosines.mean()),
+                float(mean.norm()),
+            )
+        )
+    means = torch.nn.functional.normalize(samples.mean(1), dim=1)
+    return rows, means @ means.T
+
+
+def print_gradients(rows: Sequence[GradientRow], cosines: Tensor) -> None:
+    """The rows, and below them the cosines between the estimators' mean gradients."""
+    print(f"{'':<24}{'rel. bias':>10}{'(noise)':>9}{'rel. sd':>9}{'cosine':>8}{'norm':>9}   cosines between means")
+    for row, others in zip(rows, cosines.tolist(), strict=True):
+        between = "".join(f"{value:>8.3f}" for value in others)
+        print(
+            f"{row.name:<24}{row.relative_bias:>10.3f}{row.noise:>9.3f}{row.relative_sd:>9.2f}{row.cosine:>8.3f}"
+            f"{row.norm:>9.4f}   {between}"
+        )
+    sd = {row.name.removeprefix("gradients/"): row.relative_sd for row in rows}
+    print(f"relative standard deviation of DiCE over LVC: {sd['dice'] / sd['lvc']:.2f} (published: about 2)")
+
+
+def line_search_summary(path: Path) -> dict[str, Any] | None:
+    """Over a run: how often the line search accepted, and what its steps gained of what they promised.
+
+    None where the run has no such metrics (another outer optimiser).
+    """
+    rows = [row for _, row in read_metrics(path / "metrics.jsonl") if row.get("line_search/accepted") is not None]
+    if not rows:
+        return None
+    accepted = [row for row in rows if row["line_search/accepted"]]
+    expected = sum(row["expected_gain"] for row in accepted)
+    return {
+        "name": "gradients/line_search",
+        "iterations": len(rows),
+        "acceptance_rate": len(accepted) / len(rows),
+        "mean_fraction": sum(row["line_search/fraction"] for row in accepted) / max(len(accepted), 1),
+        "gain_actual_over_expected": sum(row["actual_gain"] for row in accepted) / expected if expected else math.nan,
+    }
+
+
+def run_gradients(case: GradientCase, draws: int, run: Path | None) -> list[dict[str, Any]]:
+    """Measures, prints, and returns the rows as JSON."""
+    plain = {"exploration_credit": 0.0, "inner_kl_penalty": 0.0, "first_order": False, "outer_optimizer": "trpo"}
+    config = LearnerConfig(
+        **{
+            name: getattr(case.config, name)
+            for name in (
+                *("meta_batch_size", "episodes_per_task", "steps_per_task", "num_inner_steps", "inner_lr"),
+                *("later_lr_factor", "adapted", "step_weights", "gamma", "gae_lambda", "bootstrap_truncated"),
+            )
+        },
+        **plain,
+    )
+    rows, cosines = measure_gradients(dataclasses.replace(case, config=config), draws)
+    print_gradients(rows, cosines)
+    found = [dataclasses.asdict(row) | {"cosines": c} for row, c in zip(rows, cosines.tolist(), strict=True)]
+    searched = line_search_summary(run) if run else None
+    if searched:
+        print(
+            f"{run}: the line search accepted {searched['acceptance_rate']:.0%} of {searched['iterations']} steps, at "
+            f"{searched['mean_fraction']:.2f} of their length on average, and gained "
+            f"{searched['gain_actual_over_expected']:.2f} of what the gradient promised"
+        )
+        found.append(searched)
+    return found
