@@ -56,14 +56,14 @@ def handle_list(arguments: list[str]) -> None:
     if "--list" not in arguments:
         return
     from envs.registry import describe
-    from metarl.experiment.config import ALGORITHMS
+    from metarl.algorithms.learners import LEARNERS
 
     print("Task families and variants:")
     for name, line in describe():
         print(f"  {name:<28} {line}")
     print("\nAlgorithms:")
-    for name, line in ALGORITHMS.items():
-        print(f"  {name:<28} {line}")
+    for name, learner in LEARNERS.items():
+        print(f"  {name:<28} {learner.summary}")
     raise SystemExit(0)
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated
 import _common
 import tyro
 
-from metarl.experiment.config import ALGORITHMS, TrainConfig, check, preset
+from metarl.algorithms.learners import LEARNERS
+from metarl.experiment.config import TrainConfig, check, preset
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.run_directory import RunDirectory, read_config
 
@@ -62,10 +63,10 @@ def parse(arguments: list[str]) -> Arguments:
     """Parses the command line on top of the preset, or of the resumed run's own settings."""
     resume, run_dir = flag_value(arguments, "--resume"), flag_value(arguments, "--run-dir")
     algorithm = arguments[0] if arguments and not arguments[0].startswith("-") else "maml-trpo"
-    if algorithm not in ALGORITHMS:
-        near = difflib.get_close_matches(algorithm, ALGORITHMS, n=1, cutoff=0.3)
+    if algorithm not in LEARNERS:
+        near = difflib.get_close_matches(algorithm, LEARNERS, n=1, cutoff=0.3)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(ALGORITHMS)}. See --list.")
+        raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(LEARNERS)}. See --list.")
     wants_help = "--help" in arguments or "-h" in arguments
     if resume is not None and run_dir is not None:
         raise UserError("--resume names the run directory already; leave out --run-dir.")

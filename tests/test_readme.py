@@ -1,4 +1,6 @@
-"""The README's commands and examples do what it says. Each code block is marked fast, slow, or not run and why."""
+"""The commands and examples of README and docs do what they say. Each code block of README and docs/extending.md is
+marked fast, slow, as one that continues the block before, or as not run and why.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "README.md").read_text()
+EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text()
 BLOCK = re.compile(
-    r"(?:<!-- test: (?P<mark>fast|slow|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S
+    r"(?:<!-- test: (?P<mark>fast|slow|continues|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S
 )
 BLOCKS = list(BLOCK.finditer(TEXT))
 
@@ -59,6 +62,20 @@ def test_python_example(code: str, workplace: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_extending_is_one_program_that_runs(workplace: Path) -> None:
+    found = list(BLOCK.finditer(EXTENDING))
+    assert all(block["mark"] for block in found)
+    program = "\n".join(block["code"] for block in found if block["mark"] in ("fast", "continues"))
+    learner = next(block["code"] for block in found if "class NaturalGradient" in block["code"])
+    assert learner.count("\n") < 150
+    test_python_example(program, workplace)
+    (workplace / "my_learner.py").write_text(program.split("import envs\n")[0])
+    (command,) = (block["code"] for block in found if block["language"] == "bash")
+    sizes = "--iterations 1 --meta-batch-size 2 --steps-per-task 200 --validation.every 0 --run-dir run"
+    test_commands(f"{command.strip()} {sizes}", workplace)
+    assert (workplace / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("code", blocks("bash"))
 def test_commands(code: str, workplace: Path) -> None:
     if "make " in code:
@@ -72,7 +89,9 @@ def test_commands(code: str, workplace: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))])
+def test_links_and_pictures_exist(page: str) -> None:
+    path = REPOSITORY / page
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
         if not target.startswith("http"):
-            assert (REPOSITORY / target).exists(), target
+            assert (path.parent / target).exists(), target

@@ -1,15 +1,15 @@
 """The switchboard: every gradient-based meta-RL learner of this package is one choice of these settings.
 
 Inner estimator x outer optimiser x switches. What a combination means is documented at its fields; a combination that
-means nothing is refused by `contradiction` in one sentence. `metarl.algorithms.learners` names the published ones.
+means nothing is refused in one sentence by `metarl.algorithms.composition`; `metarl.algorithms.learners` names the
+published ones.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from metarl.inner_loop import ESTIMATORS, Adapted, InnerLoop, LearnedLR
+from metarl.inner_loop import Adapted, InnerLoop, LearnedLR
 from metarl.rollout_adaptation import AdvantageSettings
 from metarl.types import Policy
 
@@ -119,73 +119,3 @@ class LearnerConfig:
     def advantage_settings(self) -> AdvantageSettings:
         """How advantages are estimated, for `adapt_on_rollouts`."""
         return AdvantageSettings(self.gamma, self.gae_lambda, self.bootstrap_truncated)
-
-
-_OUTER_OPTIMIZERS = ("trpo", "adam", "reptile", "none")
-
-_READ_BY = {
-    "max_kl": ("trpo",),
-    "cg_iters": ("trpo",),
-    "cg_damping": ("trpo",),
-    "cg_tolerance": ("trpo",),
-    "fvp_fraction": ("trpo",),
-    "line_search_steps": ("trpo",),
-    "line_search_decay": ("trpo",),
-    "outer_lr": ("adam", "reptile"),
-    "outer_epochs": ("adam",),
-    "clip_range": ("adam",),
-    "first_order": ("trpo", "adam"),
-    "step_weights": ("trpo", "adam"),
-    "exploration_credit": ("trpo", "adam"),
-    "inner_kl_penalty": ("trpo", "adam"),
-    "learned_lr": ("trpo", "adam"),
-}
-"""Setting -> the outer optimisers that read it. Under any other it must keep its default: it would do nothing."""
-
-_NEEDS_INNER_STEPS = {
-    "exploration_credit": "there are no rollouts that an inner step was taken on",
-    "inner_kl_penalty": "there is no policy before an inner step",
-    "learned_lr": "there is no inner step whose size could be learned",
-    "first_order": "there is no inner step to differentiate",
-}
-
-
-def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
-    """The first setting that means nothing together with the others, and a sentence's rest that says why.
-
-    Returns:
-        None where the settings compose. Otherwise (field, "is ...; ...").
-    """
-    if config.inner_estimator not in ESTIMATORS:
-        return "inner_estimator", f"is {config.inner_estimator!r}; it must be one of {', '.join(ESTIMATORS)}."
-    if config.outer_optimizer not in _OUTER_OPTIMIZERS:
-        return "outer_optimizer", f"is {config.outer_optimizer!r}; it must be one of {', '.join(_OUTER_OPTIMIZERS)}."
-    defaults = {field.name: field.default for field in fields(config)}
-    for name, readers in _READ_BY.items():
-        value = getattr(config, name)
-        if config.outer_optimizer not in readers and value != defaults[name]:
-            return name, (
-                f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
-                f"{' and '.join(readers)} reads it. Leave it at {defaults[name] or 'its default'}."
-            )
-    weights = config.step_weights
-    if weights and (
-        len(weights) != config.num_inner_steps
-        or not all(0 <= weight < math.inf for weight in weights)
-        or not 0 < sum(weights) < math.inf
-    ):
-        return "step_weights", (
-            f"is {' '.join(map(str, weights))}; it must hold num_inner_steps ({config.num_inner_steps}) numbers, none "
-            "negative and not all zero."
-        )
-    if config.num_inner_steps == 0:
-        for name, why in _NEEDS_INNER_STEPS.items():
-            if getattr(config, name) != defaults[name]:
-                return name, f"is {getattr(config, name)}, but num_inner_steps is 0: {why}."
-        if config.outer_optimizer == "reptile":
-            return "num_inner_steps", "is 0; reptile moves to where inner steps lead, so it needs one or more."
-    if config.outer_optimizer == "reptile" and config.adapted == "context":
-        return "adapted", "is context; reptile would move nothing, as the context is no meta-parameter."
-    if config.exploration_credit and config.meta_batch_size < 2:
-        return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
-    return None

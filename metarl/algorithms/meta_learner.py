@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from metarl.agent import Agent
-from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
+from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
-from metarl.algorithms.outer import GradientAscent, MakeOuterOptimizer, NoUpdate, Reptile, Update
-from metarl.algorithms.trust_region import TrustRegion
+from metarl.algorithms.outer import Update
 from metarl.collect import worlds_for_budget
 from metarl.memory import KEPT_LAYERS, graph_budget
 from metarl.metrics import rollout_metrics
@@ -27,14 +27,6 @@ from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, o
 from metarl.policies import GaussianMLPPolicy
 from metarl.rollout_adaptation import adapt_on_rollouts
 from metarl.types import Params, Policy, TaskFamily
-
-OUTER_OPTIMIZERS: dict[str, MakeOuterOptimizer] = {
-    "trpo": TrustRegion,
-    "adam": GradientAscent,
-    "reptile": Reptile,
-    "none": NoUpdate,
-}
-"""`LearnerConfig.outer_optimizer` -> what makes it."""
 
 
 def make_chunks(

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, ClassVar, NamedTuple, Protocol, final
 
 import torch
 
@@ -35,14 +34,17 @@ class Update(NamedTuple):
 class OuterOptimizer(Protocol):
     """What moves the meta-parameters.
 
-    `needs_query`: whether rollouts of the policies after the last inner step are wanted. `metric_names`: what `update`
-    reports; zeros are logged for one that was skipped.
+    Attributes:
+        reads: The fields of `LearnerConfig` that are read by some outer optimisers only, and by this one.
+        needs_query: Whether rollouts of the policies after the last inner step are wanted.
+        metric_names: What `update` reports; zeros are logged for one that was skipped.
     """
 
-    @property
-    def needs_query(self) -> bool: ...
-    @property
-    def metric_names(self) -> tuple[str, ...]: ...
+    reads: ClassVar[tuple[str, ...]]
+    needs_query: ClassVar[bool]
+    metric_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None: ...
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
         """Where `meta`, which is only read, moves to after these rollouts."""
@@ -66,6 +68,10 @@ def squared_norm(params: Params) -> float:
     return float(torch.stack([value.double().square().sum() for value in params.values()]).sum())
 
 
+OBJECTIVE_SETTINGS = ("first_order", "step_weights", "exploration_credit", "inner_kl_penalty", "learned_lr")
+"""What an outer optimiser reads that takes the gradient of the meta-objective."""
+
+
 @final
 class GradientAscent:
     """`outer_epochs` Adam steps on the meta-objective of one iteration's rollouts (Kingma and Ba 2015).
@@ -74,8 +80,9 @@ class GradientAscent:
     likelihood ratio as inner objective and the inner KL penalty, ProMP (Rothfuss et al. 2019, algorithm 1).
     """
 
-    needs_query = True
-    metric_names = ("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm")
+    reads: ClassVar[tuple[str, ...]] = (*OBJECTIVE_SETTINGS, "outer_lr", "outer_epochs", "clip_range")
+    needs_query: ClassVar[bool] = True
+    metric_names: ClassVar[tuple[str, ...]] = ("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm")
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._inner, self._config, self._chunks = inner, config, chunks
@@ -144,8 +151,9 @@ class Reptile:
     It needs no gradient through the inner loop and no rollouts after it.
     """
 
-    needs_query = False
-    metric_names = ("gradient_norm",)
+    reads: ClassVar[tuple[str, ...]] = ("outer_lr",)
+    needs_query: ClassVar[bool] = False
+    metric_names: ClassVar[tuple[str, ...]] = ("gradient_norm",)
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._lr = config.outer_lr
@@ -168,8 +176,9 @@ class Reptile:
 class NoUpdate:
     """The meta-parameters stay as they are: a reference that only adapts."""
 
-    needs_query = True
-    metric_names = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    needs_query: ClassVar[bool] = True
+    metric_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         """There is nothing to set up."""
@@ -182,6 +191,3 @@ class NoUpdate:
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
         """There is no state."""
-
-
-MakeOuterOptimizer = Callable[[InnerLoop, Params, LearnerConfig, TaskChunks], OuterOptimizer]

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
-from metarl.algorithms.outer import Update, squared_norm
+from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, squared_norm
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.inner_loop import InnerLoop, MetaJacobian
 from metarl.memory import SavedBytes, graph_budget
@@ -95,8 +95,12 @@ def trust_region_update(
 class TrustRegion:
     """One natural-gradient step per iteration, within a KL divergence of `max_kl`."""
 
-    needs_query = True
-    metric_names = (
+    reads: ClassVar[tuple[str, ...]] = (
+        *(*OBJECTIVE_SETTINGS, "max_kl", "cg_iters", "cg_damping", "cg_tolerance", "fvp_fraction"),
+        *("line_search_steps", "line_search_decay"),
+    )
+    needs_query: ClassVar[bool] = True
+    metric_names: ClassVar[tuple[str, ...]] = (
         *("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm"),
         *("line_search/accepted", "line_search/fraction", "line_search/evaluations", "cg_residual"),
     )

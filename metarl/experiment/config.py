@@ -14,12 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.composition import contradiction
+from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.errors import UserError
-
-ALGORITHMS = {name: learner.summary for name, learner in LEARNERS.items()}
-"""Algorithm name -> one line for `--list`."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +311,6 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         )
     if policy.activation not in ("relu", "tanh"):
         raise UserError(f"{label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")
-    if config.algorithm not in ALGORITHMS:
+    if config.algorithm not in LEARNERS:
         prefix = f"{source}: unknown" if source else "Unknown"
-        raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(ALGORITHMS)}.")
+        raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(LEARNERS)}.")

@@ -19,9 +19,9 @@ from problems import (
 from toys import assert_trees_close, double_params, equal_trees, finite_difference, random_samples
 
 from metarl.adaptation import adapt
-from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
+from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
-from metarl.algorithms.meta_learner import OUTER_OPTIMIZERS
 from metarl.algorithms.objective import MetaBatch, exploration_credit, meta_gradient, meta_objective
 from metarl.algorithms.trust_region import fisher_metric
 from metarl.inner_loop import ESTIMATORS, InnerLoop

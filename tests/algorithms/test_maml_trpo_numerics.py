@@ -23,7 +23,8 @@ from toys import assert_trees_close, double_params, equal_trees, finite_differen
 from metarl import inner_loop
 from metarl.adaptation import AdaptationJacobian
 from metarl.algorithms import trust_region
-from metarl.algorithms.config import LearnerConfig, contradiction
+from metarl.algorithms.composition import contradiction
+from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, meta_gradient, meta_objective
 from metarl.algorithms.trust_region import fisher_metric, trust_region_update
 from metarl.fisher import PolicyFisher

@@ -1,0 +1,86 @@
+"""What composes: the outer optimisers by name, and which settings mean nothing together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.outer import GradientAscent, NoUpdate, OuterOptimizer, Reptile
+from metarl.algorithms.trust_region import TrustRegion
+from metarl.inner_loop import ESTIMATORS
+
+OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
+    "trpo": TrustRegion,
+    "adam": GradientAscent,
+    "reptile": Reptile,
+    "none": NoUpdate,
+}
+"""`LearnerConfig.outer_optimizer` -> what it is. One that is added here composes with everything else."""
+
+_NEEDS_INNER_STEPS = {
+    "exploration_credit": "there are no rollouts that an inner step was taken on",
+    "inner_kl_penalty": "there is no policy before an inner step",
+    "learned_lr": "there is no inner step whose size could be learned",
+    "first_order": "there is no inner step to differentiate",
+}
+
+
+def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
+    """The first setting that means nothing together with the others, and a sentence's rest that says why.
+
+    Returns:
+        None where the settings compose. Otherwise (field, "is ...; ...").
+    """
+    for name, known in (("inner_estimator", ESTIMATORS), ("outer_optimizer", OUTER_OPTIMIZERS)):
+        if getattr(config, name) not in known:
+            return name, f"is {getattr(config, name)!r}; it must be one of {', '.join(known)}."
+    return _unread(config) or _wrong_step_weights(config) or _without_inner_steps(config) or _without_effect(config)
+
+
+def _unread(config: LearnerConfig) -> tuple[str, str] | None:
+    """A setting of another outer optimiser must keep its default: it would do nothing."""
+    read = OUTER_OPTIMIZERS[config.outer_optimizer].reads
+    for field in fields(config):
+        readers = [name for name, optimizer in OUTER_OPTIMIZERS.items() if field.name in optimizer.reads]
+        value = getattr(config, field.name)
+        if readers and field.name not in read and value != field.default:
+            return field.name, (
+                f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
+                f"{' and '.join(readers)} reads it. Leave it at {field.default or 'its default'}."
+            )
+    return None
+
+
+def _wrong_step_weights(config: LearnerConfig) -> tuple[str, str] | None:
+    weights = config.step_weights
+    if not weights or (
+        len(weights) == config.num_inner_steps
+        and all(0 <= weight < math.inf for weight in weights)
+        and 0 < sum(weights) < math.inf
+    ):
+        return None
+    return "step_weights", (
+        f"is {' '.join(map(str, weights))}; it must hold num_inner_steps ({config.num_inner_steps}) numbers, none "
+        "negative and not all zero."
+    )
+
+
+def _without_inner_steps(config: LearnerConfig) -> tuple[str, str] | None:
+    if config.num_inner_steps > 0:
+        return None
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, why in _NEEDS_INNER_STEPS.items():
+        if getattr(config, name) != defaults[name]:
+            return name, f"is {getattr(config, name)}, but num_inner_steps is 0: {why}."
+    if config.outer_optimizer == "reptile":
+        return "num_inner_steps", "is 0; reptile moves to where inner steps lead, so it needs one or more."
+    return None
+
+
+def _without_effect(config: LearnerConfig) -> tuple[str, str] | None:
+    if config.outer_optimizer == "reptile" and config.adapted == "context":
+        return "adapted", "is context; reptile would move nothing, as the context is no meta-parameter."
+    if config.exploration_credit and config.meta_batch_size < 2:
+        return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
+    return None
