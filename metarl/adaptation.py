@@ -1,4 +1,4 @@
-r"""The inner loop: gradient steps from shared parameters to each task's own (Finn, Abbeel and Levine 2017, eq. 1).
+r"""The inner loop: gradient steps from shared parameters to each task's own (Finn et al. 2017, section 2.2).
 
     theta_{k+1} = theta_k - A_k grad L_task(theta_k; batch_k),      k = 0 .. K-1
 

@@ -7,7 +7,7 @@ import torch
 from metarl.ops.gaussian import Gaussian
 from metarl.ops.masked import masked_mean
 from metarl.rollout_adaptation import RolloutAdaptation
-from metarl.types import Policy
+from metarl.types import Params, Policy
 
 
 def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]:
@@ -23,3 +23,13 @@ def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]
     # One transfer for all of them: each would wait for the GPU.
     values = torch.stack(list(metrics.values())).tolist()
     return dict(zip(metrics, values, strict=True)) | {"nonfinite_steps": float(data.num_nonfinite())}
+
+
+def step_size_metrics(meta: Params) -> dict[str, float]:
+    """Mean, smallest and largest of the learned inner step sizes; nothing where none are learned."""
+    learned = [value.flatten() for name, value in meta.items() if name.startswith("inner_lr.")]
+    if not learned:
+        return {}
+    sizes = torch.cat(learned)
+    values = torch.stack([sizes.mean(), sizes.min(), sizes.max()]).tolist()
+    return dict(zip(("inner_lr/mean", "inner_lr/min", "inner_lr/max"), values, strict=True))

@@ -19,6 +19,7 @@ OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
 """`LearnerConfig.outer_optimizer` -> what it is. One that is added here composes with everything else."""
 
 _NEEDS_INNER_STEPS = {
+    "inner_estimator": "there is no inner step to take it through",
     "exploration_credit": "there are no rollouts that an inner step was taken on",
     "inner_kl_penalty": "there is no policy before an inner step",
     "learned_lr": "there is no inner step whose size could be learned",
@@ -47,7 +48,8 @@ def _unread(config: LearnerConfig) -> tuple[str, str] | None:
         if readers and field.name not in read and value != field.default:
             return field.name, (
                 f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
-                f"{' and '.join(readers)} reads it. Leave it at {field.default or 'its default'}."
+                f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} it. Leave it at "
+                f"{field.default or 'its default'}."
             )
     return None
 
@@ -79,8 +81,20 @@ def _without_inner_steps(config: LearnerConfig) -> tuple[str, str] | None:
 
 
 def _without_effect(config: LearnerConfig) -> tuple[str, str] | None:
-    if config.outer_optimizer == "reptile" and config.adapted == "context":
-        return "adapted", "is context; reptile would move nothing, as the context is no meta-parameter."
+    if config.outer_optimizer == "reptile" and config.adapted != "all":
+        return "adapted", f"is {config.adapted}; reptile moves what inner steps move, and the rest would stay random."
+    if config.outer_optimizer == "adam" and config.outer_epochs == 1:
+        for name in ("clip_range", "inner_kl_penalty"):
+            if getattr(config, name):
+                return name, (
+                    f"is {getattr(config, name)}, but outer_epochs is 1: where the rollouts were collected every ratio "
+                    "is 1 and every divergence at its minimum, so it changes no gradient."
+                )
+    if config.exploration_credit and config.inner_estimator != "reinforce":
+        return "exploration_credit", (
+            f"is {config.exploration_credit}, but inner_estimator {config.inner_estimator} already credits what an "
+            "inner step learns from, through its curvature; only reinforce leaves that to the extra term."
+        )
     if config.exploration_credit and config.meta_batch_size < 2:
         return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
     return None

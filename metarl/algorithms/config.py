@@ -36,10 +36,11 @@ class LearnerConfig:
             policy with context_dim above 0).
         first_order: Ignore the second-order terms of the meta-gradient (FOMAML).
         step_weights: Weights of the policies after inner steps 1 .. K in the meta-objective and the trust region
-            (Antoniou et al. 2019, section 4; scaled to sum to 1). Empty: the policies after the last step alone, which
-            is the published objective and says nothing about any other step.
+            (the multi-step loss of Antoniou et al. 2019; scaled to sum to 1). Empty: the policies after the last step
+            alone, which is the published objective and says nothing about any other step.
         exploration_credit: Weight of E-MAML's term (Stadie et al. 2018), which credits the rollouts that an inner step
-            was taken on with the return after it; 0 leaves it out, 1 is the authors' weight.
+            was taken on with the return after it; 0 leaves it out. 1 weighs mean scores by returns standardised over
+            tasks, as published code does; the unbiased weight is several times larger, and noisier (docs/e-maml.md).
         inner_kl_penalty: Weight of the mean KL divergence, over the inner steps, from the policies that collected the
             rollouts of each step to the new ones (ProMP's eta); 0 leaves it out.
         gamma: Discount factor.

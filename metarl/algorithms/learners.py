@@ -87,7 +87,7 @@ LEARNERS: dict[str, NamedLearner] = {
     ),
     "from-scratch": NamedLearner(
         "Reference: policy gradient on each task alone, from a random policy, for 50 steps.",
-        {"outer_optimizer": "none"},
+        {"outer_optimizer": "none", "later_lr_factor": 1.0},
         finetuning_lrs=FINETUNING_LRS,
         test_steps=50,
         is_trained=False,

@@ -21,7 +21,7 @@ from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.outer import Update
 from metarl.collect import worlds_for_budget
 from metarl.memory import KEPT_LAYERS, graph_budget
-from metarl.metrics import rollout_metrics
+from metarl.metrics import rollout_metrics, step_size_metrics
 from metarl.noise import EVALUATION, TRAINING
 from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy
@@ -103,8 +103,13 @@ class MetaLearner:
             algorithm: One of `metarl.algorithms.learners.LEARNERS`.
             seed: Seed of the initial policy, of tasks and of noise.
             **settings: Fields of `LearnerConfig` that differ from the learner's own.
+
+        Raises:
+            ValueError: If the learner is an oracle and the family does not show its task.
         """
         learner = LEARNERS[algorithm]
+        if learner.observe_task and not getattr(family, "observe_task", False):
+            raise ValueError(f"{algorithm} sees its task; make the family with observe_task=True.")
         config = LearnerConfig(**{**learner.settings, **settings})
         generator = torch.Generator().manual_seed(seed)
         policy = GaussianMLPPolicy(
@@ -167,7 +172,7 @@ class MetaLearner:
         self.env_steps += data.num_steps()
         self.iteration += 1
         seconds = time.perf_counter() - start
-        metrics |= dict.fromkeys(self._outer.metric_names, 0.0) | update.metrics
+        metrics |= dict.fromkeys(self._outer.metric_names, 0.0) | update.metrics | step_size_metrics(self.params)
         metrics |= {
             "skipped_updates": float(self.skipped_updates),
             "env_steps": float(self.env_steps),

@@ -1,6 +1,7 @@
 r"""The meta-objective of policy-gradient meta-learning, and its gradient.
 
-    max_meta  1/M sum_i [ sum_k w_k E_{D_k ~ pi(theta_ik)} rho_ik A  +  c R_i  -  eta 1/K sum_{k<K} KL_ik ]
+    max_meta  1/M sum_i [ sum_k w_k E_{D_k ~ pi(theta_ik)} rho_ik A  +  c sum_{k<K} E_{D_k} rho_ik R_ik
+                          -  eta 1/K sum_{k<K} KL_ik ]
 
 over recorded data: theta_ik(meta) repeats the inner loop on the recorded rollouts D_0 .. D_{k-1}, so that it is
 differentiable in the meta-parameters. Three terms, each task's own:
@@ -18,7 +19,7 @@ differentiable in the meta-parameters. Three terms, each task's own:
 | theta_ik | trajectory[k]        | {name: [task, ...]}  | task i's parameters after k inner steps              |
 | D_k      | samples[k]           | [task, row, ...]     | rollouts of theta_ik: support of step k, query of k  |
 | A        | Samples.advantages   | [task, row]          | normalised advantages, linear baseline               |
-| R_i      | MetaBatch.credit     | [task]               | return after the last step, standardised over tasks  |
+| R_ik     | MetaBatch.credit     | [task, K]            | return after step k, standardised over tasks          |
 | w_k      | objective_weights()  | K numbers            | weight of the policies after k steps                 |
 """
 
@@ -47,7 +48,7 @@ class MetaBatch(NamedTuple):
         trajectory: theta_0 .. theta_K of each task, as collection went through them.
         samples: Collected with theta_0 .. theta_K: number k is the support data of inner step k and the query data of
             the policies after k steps.
-        credit: `[task]`, E-MAML's weight of each task's support rollouts; 0 where it is off.
+        credit: `[task, K]`, E-MAML's weight of each support rollout; 0 where it is off.
         metric_samples: Samples of the tasks that enter the Fisher matrix, the first ones.
     """
 
@@ -72,17 +73,25 @@ class MetaBatch(NamedTuple):
 
 
 def exploration_credit(data: RolloutAdaptation, config: LearnerConfig) -> Tensor:
-    """`exploration_credit` times each task's return after the inner steps, standardised over the tasks, `[task]`.
+    """Credit `[task, K]` of the rollouts that inner step k was taken on: `exploration_credit` times what followed.
 
-    The mean over tasks is the baseline. It is a constant for a task's own rollouts but for their own share in it, and
-    with that share left out it differs by the factor M / (M - 1) alone.
+    What followed are the returns after the steps k+1 .. K: their mean, weighted as in the objective, standardised over
+    tasks, times the sum of their weights. (What stands before step k is no consequence of its rollouts, and those
+    rollouts' own return is in the objective already.) The mean over tasks is the baseline. It is a constant for a
+    task's own rollouts but for their own share in it; with that left out it differs by the factor M / (M - 1) alone.
     """
-    returns = torch.stack([w * data.rollouts[k].mean_return() for k, w in config.objective_weights().items()]).sum(0)
+    returns = {k: data.rollouts[k].mean_return() for k in config.objective_weights()}
+    credit = next(iter(returns.values())).new_zeros(len(data.rollouts[0].valid), len(data.rollouts) - 1)
     if not config.exploration_credit:
-        return torch.zeros_like(returns)
-    centred = returns - returns.mean()
-    # 0 where no task differs from another: there is nothing to credit.
-    return config.exploration_credit * centred / returns.std(correction=0).clamp(min=torch.finfo(returns.dtype).tiny)
+        return credit
+    for k in range(credit.shape[1]):
+        following = {j: weight for j, weight in config.objective_weights().items() if j > k}
+        share = sum(following.values())
+        mean = torch.stack([weight * returns[j] for j, weight in following.items()]).sum(0) / share
+        # 0 where no task differs from another: there is nothing to credit.
+        sd = mean.std(correction=0).clamp(min=torch.finfo(mean.dtype).tiny)
+        credit[:, k] = config.exploration_credit * share * (mean - mean.mean()) / sd
+    return credit
 
 
 class Objective(NamedTuple):
@@ -130,7 +139,7 @@ def meta_objective(
         if k in before_steps:
             inner_kl = inner_kl + divergence / len(support)
             if config.exploration_credit:
-                crediting = credit.unsqueeze(-1).expand_as(data.advantages).to(log_prob)
+                crediting = credit[:, k, None].expand_as(data.advantages).to(log_prob)
                 total = total + surrogate.likelihood_ratio(log_prob, data.log_prob, crediting, data.valid)
     if config.inner_kl_penalty:
         total = total - config.inner_kl_penalty * inner_kl

@@ -42,7 +42,9 @@ class OuterOptimizer(Protocol):
 
     reads: ClassVar[tuple[str, ...]]
     needs_query: ClassVar[bool]
-    metric_names: ClassVar[tuple[str, ...]]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]: ...
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None: ...
 
@@ -68,8 +70,16 @@ def squared_norm(params: Params) -> float:
     return float(torch.stack([value.double().square().sum() for value in params.values()]).sum())
 
 
-OBJECTIVE_SETTINGS = ("first_order", "step_weights", "exploration_credit", "inner_kl_penalty", "learned_lr")
+OBJECTIVE_SETTINGS = (
+    *("inner_estimator", "first_order", "learned_lr", "step_weights", "exploration_credit", "inner_kl_penalty"),
+)
 """What an outer optimiser reads that takes the gradient of the meta-objective."""
+
+
+def objective_metrics(config: LearnerConfig) -> tuple[str, ...]:
+    """Metrics of a step on the meta-objective; `inner_kl` is there where the objective has it at hand."""
+    measured = config.exploration_credit or config.inner_kl_penalty
+    return ("kl", "expected_gain", "actual_gain", "gradient_norm", *(("inner_kl",) if measured else ()))
 
 
 @final
@@ -82,9 +92,9 @@ class GradientAscent:
 
     reads: ClassVar[tuple[str, ...]] = (*OBJECTIVE_SETTINGS, "outer_lr", "outer_epochs", "clip_range")
     needs_query: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = ("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm")
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+        self.metric_names = objective_metrics(config)
         self._inner, self._config, self._chunks = inner, config, chunks
         self._leaves = {name: value.clone().requires_grad_() for name, value in meta.items()}
         self._adam = torch.optim.Adam(list(self._leaves.values()), lr=config.outer_lr, maximize=True)
@@ -108,8 +118,9 @@ class GradientAscent:
             moved = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
         after, kl, inner_kl = mean_objective(self._inner, moved, *problem)
         expected = sum(float((first[name] * (moved[name] - meta[name])).double().sum()) for name in meta)
-        values = (kl, inner_kl, expected, after - value, squared_norm(first) ** 0.5)
-        return Update(moved, dict(zip(self.metric_names, values, strict=True)))
+        # `inner_kl` comes last and is left out where it is not measured.
+        values = (kl, expected, after - value, squared_norm(first) ** 0.5, inner_kl)
+        return Update(moved, dict(zip(self.metric_names, values, strict=False)))
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: self._adam.state[leaf] for name, leaf in self._leaves.items() if leaf in self._adam.state}
@@ -146,14 +157,14 @@ def _fits(entry: Any, shapes: dict[str, torch.Size]) -> bool:
 
 @final
 class Reptile:
-    """meta <- meta + outer_lr * (1/M sum_i theta_iK - meta) (Nichol, Achiam and Schulman 2018, algorithm 2, batched).
+    """meta <- meta + outer_lr * (1/M sum_i theta_iK - meta) (Nichol, Achiam and Schulman 2018, eq. 5).
 
     It needs no gradient through the inner loop and no rollouts after it.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("outer_lr",)
     needs_query: ClassVar[bool] = False
-    metric_names: ClassVar[tuple[str, ...]] = ("gradient_norm",)
+    metric_names = ("gradient_norm",)
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._lr = config.outer_lr
@@ -178,7 +189,7 @@ class NoUpdate:
 
     reads: ClassVar[tuple[str, ...]] = ()
     needs_query: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    metric_names = ()
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         """There is nothing to set up."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, final
 
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
-from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, squared_norm
+from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, objective_metrics, squared_norm
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.inner_loop import InnerLoop, MetaJacobian
 from metarl.memory import SavedBytes, graph_budget
@@ -100,13 +100,13 @@ class TrustRegion:
         *("line_search_steps", "line_search_decay"),
     )
     needs_query: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = (
-        *("kl", "inner_kl", "expected_gain", "actual_gain", "gradient_norm"),
-        *("line_search/accepted", "line_search/fraction", "line_search/evaluations", "cg_residual"),
-    )
 
     def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._inner, self._config, self._chunks = inner, config, chunks
+        self.metric_names = (
+            *("line_search/accepted", "line_search/fraction", "line_search/evaluations", "cg_residual"),
+            *objective_metrics(config),
+        )
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
         batch = MetaBatch.of(data, self._config)
@@ -114,10 +114,10 @@ class TrustRegion:
         if not (math.isfinite(gradient_norm) and math.isfinite(step.cg_residual) and all_finite(step.params)):
             return Update(None, {"gradient_norm": gradient_norm, "cg_residual": step.cg_residual})
         values = (
-            *(step.kl, inner_kl, step.expected_gain, step.actual_gain, gradient_norm),
             *(float(step.accepted), step.step_fraction, float(step.line_search_steps), step.cg_residual),
+            *(step.kl, step.expected_gain, step.actual_gain, gradient_norm, inner_kl),
         )
-        return Update(step.params, dict(zip(self.metric_names, values, strict=True)))
+        return Update(step.params, dict(zip(self.metric_names, values, strict=False)))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from metarl.types import PublishedCurve
 
-_LABEL, _CELL, _ALL_COLUMNS = 38, 18, 6
+_LABEL, _CELL, _ALL_COLUMNS = 34, 18, 6
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def columns(rows: Sequence[CurveRow]) -> list[int]:
 
 def curve_table(rows: Sequence[CurveRow]) -> str:
     """The rows as text, under a line of inner steps."""
-    steps = columns(rows)
-    lines = ["adaptation step".ljust(_LABEL) + "".join(f"{step:>{_CELL}}" for step in steps)]
-    lines += [row.label.ljust(_LABEL) + "".join(f"{row.cell(step):>{_CELL}}" for step in steps) for row in rows]
+    steps, width = columns(rows), max(_LABEL, *(len(row.label) for row in rows))
+    lines = ["adaptation step".ljust(width) + "".join(f"{step:>{_CELL}}" for step in steps)]
+    lines += [row.label.ljust(width) + "".join(f"{row.cell(step):>{_CELL}}" for step in steps) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

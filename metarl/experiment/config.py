@@ -142,14 +142,16 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
     def merged(name: str) -> dict[str, Any]:
         return {key: value for part in parts for key, value in getattr(part, name).items()}
 
+    learner = LearnerConfig(**merged("learner"))
     return TrainConfig(
         algorithm=algorithm,
         family=family_id,
         iterations=[500, *(part.iterations for part in parts if part.iterations)][-1],
         observe_task=named.observe_task,
         policy=PolicyConfig(**merged("policy")),
-        validation=ValidationConfig(**merged("validation")),
-        learner=LearnerConfig(**merged("learner")),
+        # What is trained is what is validated, unless the family or the learner says otherwise.
+        validation=ValidationConfig(**{"steps": max(1, learner.num_inner_steps), **merged("validation")}),
+        learner=learner,
     )
 
 
@@ -190,6 +192,8 @@ def from_json(data: Any, path: Path) -> TrainConfig:
     check(config, path)
     return config
 
+
+_FLAGS = {f.name for kind in (PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
 
 T = TypeVar("T")
 
@@ -242,7 +246,11 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         """Fields named in a sentence, as the flags they are on the command line."""
         if source is not None:
             return sentence
-        return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda match: "--" + match[0].replace("_", "-"), sentence)
+        return re.sub(
+            r"\b[a-z]+(_[a-z]+)+\b",
+            lambda match: "--" + match[0].replace("_", "-") if match[0] in _FLAGS else match[0],
+            sentence,
+        )
 
     learner, policy, infinity = config.learner, config.policy, float("inf")
     rules: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
@@ -292,8 +300,12 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         )
     if problem is not None:
         name, says = problem
-        if source is None and name == "step_weights":
-            says += " The preset may have set it; the flag without a value clears it."
+        if source is None and config.algorithm in LEARNERS:
+            set_by = getattr(preset(config.algorithm, config.family).learner, name)
+            if set_by == getattr(learner, name):
+                says += f" It is the preset's; --{name.replace('_', '-')} changes it."
+            elif name == "step_weights":
+                says += " The flag without a value clears it."
         raise UserError(f"{label('learner.' + name)} {words(says)}")
     if config.validation.inner_lrs and learner.learned_lr != "no":
         raise UserError(

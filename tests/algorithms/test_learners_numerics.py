@@ -34,7 +34,13 @@ SWITCHES = {
     "lvc, first order": {"inner_estimator": "lvc", "first_order": True},
     "clipped": {"outer_optimizer": "adam", "clip_range": 0.2, "outer_epochs": 2},
     "inner KL": {"inner_kl_penalty": 0.3},
-    "promp": {"inner_estimator": "lvc", "inner_kl_penalty": 0.3, "outer_optimizer": "adam", "clip_range": 0.3},
+    "promp": {
+        "inner_estimator": "lvc",
+        "inner_kl_penalty": 0.3,
+        "outer_optimizer": "adam",
+        "clip_range": 0.3,
+        "outer_epochs": 5,
+    },
     "exploration": {"exploration_credit": 0.7},
     "exploration, weighted": {"exploration_credit": 0.7, "step_weights": (2.0, 1.0)},
     "meta-sgd": {"learned_lr": "shared"},
@@ -68,7 +74,7 @@ def test_at_the_old_parameters_every_kl_is_0_and_the_replayed_adaptation_the_rec
     total, kl, inner_kl = meta_objective(inner, meta, batch.samples, batch.credit, config)
     assert max(float(kl.abs().max()), float(inner_kl.abs().max())) < 1e-14
     # Every ratio is 1: what is left are mean advantages, which are 0, and E-MAML's weights of each support phase.
-    torch.testing.assert_close(total, num_steps * batch.credit.double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(total, batch.credit.sum(-1).double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("at", ["old parameters", "elsewhere"])
@@ -220,23 +226,31 @@ def test_e_mamls_extra_term_on_a_two_armed_bandit_is_the_hand_derived_derivative
     assert float(derivative) == pytest.approx(by_hand, rel=1e-12)
 
 
-def test_credit_is_the_weighted_return_after_adaptation_standardised_over_tasks():
+def standardised(values):
+    mean = sum(values) / len(values)
+    sd = math.sqrt(sum((x - mean) ** 2 for x in values) / len(values))
+    return [(x - mean) / sd for x in values]
+
+
+def test_credit_is_what_followed_each_step_standardised_over_tasks():
+    """Weights 2 and 1: step 0 is credited with (2 R_1 + R_2) / 3, step 1 with R_2 alone at its weight of 1/3."""
     _, _, config, batch, data = problem("gaussian", 2, exploration_credit=0.7, step_weights=(2.0, 1.0))
-    returns = [[float(r[v].sum()) for r, v in zip(o.rewards, o.valid, strict=True)] for o in data.rollouts]
+    sums = [[float(r[v].sum()) for r, v in zip(o.rewards, o.valid, strict=True)] for o in data.rollouts]
     episodes = [o.valid.any(-1).sum(-1).tolist() for o in data.rollouts]
-    mixed = [(2 * returns[1][i] / episodes[1][i] + returns[2][i] / episodes[2][i]) / 3 for i in range(NUM_TASKS)]
-    mean = sum(mixed) / NUM_TASKS
-    sd = math.sqrt(sum((x - mean) ** 2 for x in mixed) / NUM_TASKS)
-    assert batch.credit.tolist() == pytest.approx([0.7 * (x - mean) / sd for x in mixed], rel=1e-4)
-    off = dataclasses.replace(config, exploration_credit=0.0)
-    assert exploration_credit(data, off).tolist() == [0.0] * NUM_TASKS
+    returns = [[a / b for a, b in zip(s, e, strict=True)] for s, e in zip(sums, episodes, strict=True)]
+    mixed = [(2 * a + b) / 3 for a, b in zip(returns[1], returns[2], strict=True)]
+    assert batch.credit[:, 0].tolist() == pytest.approx([0.7 * x for x in standardised(mixed)], rel=1e-4)
+    assert batch.credit[:, 1].tolist() == pytest.approx([0.7 / 3 * x for x in standardised(returns[2])], rel=1e-4)
+    _, _, _, last_only, data = problem("gaussian", 2, exploration_credit=0.7)
+    assert torch.equal(last_only.credit[:, 0], last_only.credit[:, 1])
+    assert not exploration_credit(data, dataclasses.replace(config, exploration_credit=0.0)).any()
 
 
 def test_equal_returns_give_no_credit_and_no_nan():
     _, _, config, _, data = problem("gaussian", 1, exploration_credit=1.0)
     same = [dataclasses.replace(r, rewards=torch.ones_like(r.rewards), valid=torch.ones_like(r.valid))
             for r in data.rollouts]  # fmt: skip
-    assert exploration_credit(dataclasses.replace(data, rollouts=same), config).tolist() == [0.0] * NUM_TASKS
+    assert exploration_credit(dataclasses.replace(data, rollouts=same), config).tolist() == [[0.0]] * NUM_TASKS
 
 
 def test_the_extra_term_adds_the_credited_scores_of_every_support_phase():
@@ -249,7 +263,7 @@ def test_the_extra_term_adds_the_credited_scores_of_every_support_phase():
     for i in range(NUM_TASKS):
         n = int(support.valid[i].sum())
         out = torch.func.functional_call(inner.policy, leaves, (support.observations[i, :n],))
-        total = total + batch.credit[i] * inner.policy.distribution.log_prob(out, support.actions[i, :n]).mean()
+        total = total + batch.credit[i, 0] * inner.policy.distribution.log_prob(out, support.actions[i, :n]).mean()
     extra = torch.cat([g.flatten() for g in torch.autograd.grad(total / NUM_TASKS, list(leaves.values()))])
     torch.testing.assert_close(ours - plain, extra, rtol=1e-8, atol=1e-10)
 
@@ -425,7 +439,13 @@ def test_every_named_learner_composes():
         ({"outer_optimizer": "reptile", "first_order": True}, "first_order", "trpo and adam"),
         ({"outer_optimizer": "reptile", "learned_lr": "shared"}, "learned_lr", "trpo and adam"),
         ({"outer_optimizer": "reptile", "num_inner_steps": 0}, "num_inner_steps", "one or more"),
-        ({"outer_optimizer": "reptile", "adapted": "context"}, "adapted", "move nothing"),
+        ({"outer_optimizer": "reptile", "adapted": "context"}, "adapted", "stay random"),
+        ({"outer_optimizer": "reptile", "adapted": "head"}, "adapted", "stay random"),
+        ({"outer_optimizer": "reptile", "inner_estimator": "lvc"}, "inner_estimator", "trpo and adam read it"),
+        ({"num_inner_steps": 0, "inner_estimator": "dice"}, "inner_estimator", "num_inner_steps is 0"),
+        ({"outer_optimizer": "adam", "clip_range": 0.2}, "clip_range", "outer_epochs is 1"),
+        ({"outer_optimizer": "adam", "inner_kl_penalty": 0.2}, "inner_kl_penalty", "outer_epochs is 1"),
+        ({"exploration_credit": 1.0, "inner_estimator": "lvc"}, "exploration_credit", "only reinforce"),
         ({"outer_optimizer": "none", "exploration_credit": 1.0}, "exploration_credit", "trpo and adam"),
         ({"num_inner_steps": 0, "exploration_credit": 1.0}, "exploration_credit", "num_inner_steps is 0"),
         ({"num_inner_steps": 0, "inner_kl_penalty": 1.0}, "inner_kl_penalty", "num_inner_steps is 0"),

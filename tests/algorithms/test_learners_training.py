@@ -68,6 +68,8 @@ def test_every_learner_learns_to_adapt_on_two_targets(name):
         settings |= {"max_kl": 0.05, "cg_iters": 4}
     if optimizer == "adam":
         settings |= {"outer_lr": 0.03 if "outer_epochs" not in LEARNERS[name].settings else 0.01}
+    if optimizer == "reptile":
+        settings |= {"outer_lr": 0.1}
     learner = make(name, target_family(), policy_seed=1, **settings)
 
     def after_one_step():
@@ -216,3 +218,21 @@ def test_reptile_collects_nothing_after_its_last_step():
 def test_settings_that_contradict_one_another_are_refused_when_a_learner_is_made():
     with pytest.raises(ValueError, match=r"clip_range is 0\.2"):
         make("maml-trpo", clip_range=0.2, **SMALL)
+
+
+def test_an_oracle_needs_a_family_that_shows_its_task():
+    with pytest.raises(ValueError, match="observe_task=True"):
+        MetaLearner.for_family(PointFamily(), "oracle")
+
+
+def test_learned_step_sizes_are_reported():
+    (metrics,) = metrics_of(make("meta-sgd", **SMALL), 1)
+    assert metrics["inner_lr/min"] < metrics["inner_lr/mean"] < metrics["inner_lr/max"]
+    assert metrics["inner_lr/mean"] == pytest.approx(0.1, abs=0.05)
+    assert "inner_lr/mean" not in metrics_of(make("maml-trpo", **SMALL), 1)[0]
+
+
+def test_the_inner_kl_is_reported_where_it_is_measured():
+    assert metrics_of(make("promp", **SMALL), 1)[0]["inner_kl"] > 0
+    assert metrics_of(make("e-maml-trpo", **SMALL), 1)[0]["inner_kl"] > 0
+    assert "inner_kl" not in metrics_of(make("maml-trpo", **SMALL), 1)[0]
