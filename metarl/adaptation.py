@@ -89,21 +89,24 @@ def adapt(
 
 @final
 class AdaptationJacobian:
-    r"""Products with $J_k = d\theta_k / d\theta_0 = \prod_{j<k} (I - A_j H_j)$ at recorded points, for some tasks.
+    r"""Inner steps from given parameters, and products with $J_k = d\theta_k / d\theta_0 = \prod_{j<k} (I - A_j H_j)$.
 
     Each inner gradient is traced once and its graph kept; every product after that is one backward pass through it
     per step (Pearlmutter 1994). As H_j is symmetric, the same passes in the opposite order give the transposes.
     Learned step sizes have derivatives of their own: $d\theta_{k+1} / dA_k = -\mathrm{diag}(g_k)$, g_k the gradient.
 
     Args:
-        points: theta_0 .. theta_{K-1}, as `adapt` returns them (theta_K may follow and is ignored).
-        batches: The K recorded batches; they may hold fewer rows than those that led from point to point.
+        start: theta_0, with a leading task axis.
+        batches: The K recorded batches.
         loss, inner_lr, first_order, mask: As for `adapt`.
+
+    Attributes:
+        points: theta_0 .. theta_K, as `adapt` returns them.
     """
 
     def __init__(
         self,
-        points: Sequence[Params],
+        start: Params,
         batches: Sequence[Any],
         loss: Loss,
         *,
@@ -112,13 +115,17 @@ class AdaptationJacobian:
         mask: Mapping[str, bool] | None = None,
     ) -> None:
         self._steps: list[tuple[Params, Params, Callable[[str], float | Tensor]]] = []
-        self._adapted = [name for name in points[0] if _is_adapted(name, mask)]
+        self._adapted = [name for name in start if _is_adapted(name, mask)]
         of_steps = inner_lr if isinstance(inner_lr, Sequence) else [inner_lr]
         self._lr_per_parameter = any(isinstance(of_step, Mapping) for of_step in of_steps)
+        self.points: list[Params] = [{name: value.detach() for name, value in start.items()}]
         for k, batch in enumerate(batches):
-            leaves = {name: value.detach().requires_grad_() for name, value in points[k].items()}
+            theta, lr = self.points[-1], _step_size(inner_lr, k)
+            leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
             gradient = _gradient(loss, leaves, batch, list(leaves), create_graph=not first_order)
-            self._steps.append((leaves, gradient, _step_size(inner_lr, k)))
+            self._steps.append((leaves, gradient, lr))
+            moved = {name: theta[name] - lr(name) * gradient[name].detach() for name in self._adapted}
+            self.points.append(theta | {name: value.detach() for name, value in moved.items()})
 
     def products(self, tangent: Params, lr_tangents: Sequence[Params] | None = None) -> list[Params]:
         """`[v_0, ..., v_K]`, how theta_0 .. theta_K change to first order.

@@ -177,27 +177,30 @@ class InnerLoop:
 
 @final
 class MetaJacobian:
-    """Products with d theta_k / d meta, k = 0 .. K, summed over a block of tasks where they are transposed.
+    """A block of tasks adapted on recorded batches, and products with d theta_k / d meta, k = 0 .. K.
 
     Args:
         inner: The inner loop.
         meta: Meta-parameters.
-        points: theta_0 .. theta_K of the block, as the inner loop went through them.
+        num_tasks: Tasks in the block.
         batches: The K recorded batches of the block.
+
+    Attributes:
+        points: theta_0 .. theta_K of the block.
     """
 
-    def __init__(self, inner: InnerLoop, meta: Params, points: Sequence[Params], batches: Sequence[Samples]) -> None:
-        self._inner, self._meta, self._num_steps = inner, meta, len(batches)
-        self._num_tasks = next(iter(points[0].values())).shape[0]
+    def __init__(self, inner: InnerLoop, meta: Params, num_tasks: int, batches: Sequence[Samples]) -> None:
+        self._inner, self._meta, self._num_steps, self._num_tasks = inner, meta, len(batches), num_tasks
         self._lr_names = [name for name in meta if name.startswith("inner_lr.")]
         self._jacobian = AdaptationJacobian(
-            points,
+            inner.start(meta, num_tasks),
             batches,
             inner.loss,
             inner_lr=inner.step_sizes(meta, len(batches)),
             first_order=inner.first_order,
             mask=inner.mask,
         )
+        self.points = self._jacobian.points
 
     def products(self, vector: Params) -> list[Params]:
         """`[v_0, ..., v_K]`: how each task's theta_k moves to first order when the meta-parameters move by `vector`."""

@@ -25,16 +25,17 @@ differentiable in the meta-parameters. Three terms, each task's own:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarl.algorithms.config import LearnerConfig
-from metarl.inner_loop import InnerLoop
+from metarl.inner_loop import InnerLoop, MetaJacobian
 from metarl.ops import surrogate
 from metarl.ops.masked import masked_mean
-from metarl.ops.tree import add_all, select_tasks
+from metarl.ops.tree import add_all
 from metarl.parallel import TaskChunks
 from metarl.policies import per_task
 from metarl.rollout_adaptation import RolloutAdaptation
@@ -45,26 +46,19 @@ class MetaBatch(NamedTuple):
     """What one update reads; every tensor leads with the task axis.
 
     Attributes:
-        trajectory: theta_0 .. theta_K of each task, as collection went through them.
         samples: Collected with theta_0 .. theta_K: number k is the support data of inner step k and the query data of
             the policies after k steps.
         credit: `[task, K]`, E-MAML's weight of each support rollout; 0 where it is off.
-        metric_samples: Samples of the tasks that enter the Fisher matrix, the first ones.
     """
 
-    trajectory: list[Params]
     samples: list[Samples]
     credit: Tensor
-    metric_samples: list[Samples]
 
     @staticmethod
     def of(data: RolloutAdaptation, config: LearnerConfig) -> MetaBatch:
         """Arranges the rollouts of one iteration."""
         samples = [data.samples(k) for k in range(len(data.rollouts))]
-        # Whole tasks, not a share of every task's episodes: fewer episodes make each Hessian H in J = I - alpha H
-        # noisier, and J^T F J keeps the variance of that noise as spurious curvature (docs/performance.md).
-        share = slice(max(1, round(config.fvp_fraction * samples[0].valid.shape[0])))
-        return MetaBatch(data.trajectory, samples, exploration_credit(data, config), select_tasks(samples, share))
+        return MetaBatch(samples, exploration_credit(data, config))
 
     @property
     def num_tasks(self) -> int:
@@ -108,42 +102,56 @@ class Objective(NamedTuple):
     inner_kl: Tensor
 
 
-def meta_objective(
-    inner: InnerLoop, meta: Params, samples: list[Samples], credit: Tensor, config: LearnerConfig
+def objective_at(
+    inner: InnerLoop,
+    trajectory: Sequence[Params],
+    samples: Sequence[Samples],
+    credit: Tensor,
+    config: LearnerConfig,
+    with_kl: bool = True,
 ) -> Objective:
-    """The meta-objective at `meta` on recorded samples, differentiable with respect to `meta`.
+    """The meta-objective as a function of the adapted parameters, differentiable with respect to them.
 
     Args:
         inner: The inner loop.
-        meta: Meta-parameters.
+        trajectory: theta_0 .. theta_K.
         samples: Collected before each inner step and after the last.
         credit: See `MetaBatch`.
         config: Settings.
+        with_kl: Measure divergences that the total does not contain, too; without it they are 0.
     """
-    support = samples[:-1]
-    trajectory = inner.adapt(meta, support, len(credit), len(support))
+    num_steps = len(samples) - 1
     apply, distribution = per_task(inner.policy), inner.policy.distribution
     weights = config.objective_weights()
-    before_steps = range(len(support)) if config.exploration_credit or config.inner_kl_penalty else ()
-    total, kl, inner_kl = torch.zeros(()), torch.zeros(()), credit.new_zeros(len(credit))
+    before_steps = range(num_steps) if config.exploration_credit or config.inner_kl_penalty else ()
+    total, kl, inner_kl = (credit.new_zeros(len(credit)) for _ in range(3))
     for k in sorted({*weights, *before_steps}):
         data = samples[k]
         new = apply(trajectory[k], data.observations)
         log_prob = distribution.log_prob(new, data.actions)
-        divergence = masked_mean(distribution.kl(data.dist_params, new), data.valid)
         if k in weights:
             gain = surrogate.likelihood_ratio(
                 log_prob, data.log_prob, data.advantages, data.valid, clip_range=config.clip_range
             )
-            total, kl = total + weights[k] * gain, kl + weights[k] * divergence
-        if k in before_steps:
-            inner_kl = inner_kl + divergence / len(support)
-            if config.exploration_credit:
-                crediting = credit[:, k, None].expand_as(data.advantages).to(log_prob)
-                total = total + surrogate.likelihood_ratio(log_prob, data.log_prob, crediting, data.valid)
+            total = total + weights[k] * gain
+        if k in before_steps and config.exploration_credit:
+            crediting = credit[:, k, None].expand_as(data.advantages).to(log_prob)
+            total = total + surrogate.likelihood_ratio(log_prob, data.log_prob, crediting, data.valid)
+        if with_kl or (k in before_steps and config.inner_kl_penalty):
+            divergence = masked_mean(distribution.kl(data.dist_params, new), data.valid)
+            kl = kl + weights.get(k, 0.0) * divergence
+            inner_kl = inner_kl + (divergence / num_steps if k in before_steps else 0.0)
     if config.inner_kl_penalty:
         total = total - config.inner_kl_penalty * inner_kl
     return Objective(total, kl, inner_kl)
+
+
+def meta_objective(
+    inner: InnerLoop, meta: Params, samples: Sequence[Samples], credit: Tensor, config: LearnerConfig
+) -> Objective:
+    """The meta-objective at `meta` on recorded samples: the inner loop repeated on them, then `objective_at`."""
+    trajectory = inner.adapt(meta, samples[:-1], len(credit), len(samples) - 1)
+    return objective_at(inner, trajectory, samples, credit, config)
 
 
 def mean_objective(
@@ -151,13 +159,40 @@ def mean_objective(
 ) -> tuple[float, float, float]:
     """Means over tasks of the objective, the KL divergence and the inner KL divergence at `meta`."""
 
-    def of_chunk(samples: list[Samples], credit: Tensor) -> Tensor:
+    def of_chunk(batch: MetaBatch) -> Tensor:
         with torch.no_grad():
-            return torch.stack(meta_objective(inner, meta, samples, credit, config))
+            return torch.stack(meta_objective(inner, meta, batch.samples, batch.credit, config))
 
-    parts = chunks.map(of_chunk, batch.num_tasks, batch.samples, batch.credit)
+    parts = chunks.map(of_chunk, batch.num_tasks, batch)
     total, kl, inner_kl = (torch.cat(parts, dim=1).double().sum(-1) / batch.num_tasks).tolist()
     return total, kl, inner_kl
+
+
+def pulled_back_gradient(
+    inner: InnerLoop, jacobian: MetaJacobian, batch: MetaBatch, config: LearnerConfig
+) -> tuple[Params, float]:
+    r"""Gradient of a block's summed objective, $\sum_i \sum_k J_{ik}^T \partial / \partial\theta_{ik}$, and its value.
+
+    Args:
+        inner: The inner loop.
+        jacobian: The block adapted on the batch's support samples.
+        batch: The block.
+        config: Settings.
+    """
+    with torch.enable_grad():
+        trajectory = [
+            {name: value.detach().requires_grad_() for name, value in theta.items()} for theta in jacobian.points
+        ]
+        total = objective_at(inner, trajectory, batch.samples, batch.credit, config, with_kl=False).total
+        leaves = [value for theta in trajectory for value in theta.values()]
+        gradients = iter(torch.autograd.grad(total.sum(), leaves, allow_unused=True))
+    cotangents: list[Params | None] = []
+    for theta in trajectory:
+        own = {name: next(gradients) for name in theta}
+        used = any(value is not None for value in own.values())
+        zeroed = {name: torch.zeros_like(theta[name]) if value is None else value for name, value in own.items()}
+        cotangents.append(zeroed if used else None)
+    return jacobian.transposed_product(cotangents), float(total.detach().sum())
 
 
 def meta_gradient(
@@ -165,12 +200,14 @@ def meta_gradient(
 ) -> tuple[Params, float]:
     """Exact gradient of the mean meta-objective, and its value."""
 
-    def of_chunk(samples: list[Samples], credit: Tensor) -> tuple[Params, float]:
-        leaves = {name: value.detach().requires_grad_() for name, value in meta.items()}
-        total = meta_objective(inner, leaves, samples, credit, config).total
-        gradient = torch.autograd.grad(total.sum(), list(leaves.values()), materialize_grads=True)
-        return dict(zip(leaves, gradient, strict=True)), float(total.detach().sum())
+    def of_chunk(batch: MetaBatch) -> tuple[Params, float]:
+        jacobian = MetaJacobian(inner, meta, batch.num_tasks, batch.samples[:-1])
+        return pulled_back_gradient(inner, jacobian, batch, config)
 
-    parts = chunks.map(of_chunk, batch.num_tasks, batch.samples, batch.credit)
-    gradient = add_all([gradient for gradient, _ in parts], 1 / batch.num_tasks)
-    return gradient, sum(value for _, value in parts) / batch.num_tasks
+    return mean_gradient(chunks.map(of_chunk, batch.num_tasks, batch), batch.num_tasks)
+
+
+def mean_gradient(parts: Sequence[tuple[Params, float]], num_tasks: int) -> tuple[Params, float]:
+    """Mean over tasks of (gradient, value) summed over blocks of them."""
+    gradient = add_all([gradient for gradient, _ in parts], 1 / num_tasks)
+    return gradient, sum(value for _, value in parts) / num_tasks

@@ -10,12 +10,12 @@ Departure from Finn et al. 2017: their code takes finite differences of gradient
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from metarl.algorithms.config import LearnerConfig
-from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
+from metarl.algorithms.objective import MetaBatch, mean_gradient, mean_objective, pulled_back_gradient
 from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, objective_metrics, squared_norm
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.inner_loop import InnerLoop, MetaJacobian
@@ -28,39 +28,83 @@ from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.types import Params
 
 
-def fisher_metric(
-    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
-) -> Callable[[Params], Params]:
-    """`v -> F v`, the Hessian at `meta` of the mean KL divergence after adaptation.
+def num_metric_tasks(num_tasks: int, config: LearnerConfig) -> int:
+    """How many tasks, the first ones, enter the metric.
 
-    The graphs of as many chunks as fit `memory_budget_mb` are built once; the others are rebuilt for every product.
+    Whole tasks, not a share of every task's episodes: fewer episodes make each Hessian H in J = I - alpha H noisier,
+    and J^T F J keeps the variance of that noise as spurious curvature (docs/performance.md).
     """
-    num_tasks = batch.metric_samples[0].valid.shape[0]
-    apply, distribution = per_task(inner.policy), inner.policy.distribution
+    return max(1, round(config.fvp_fraction * num_tasks))
 
-    def build(tasks: slice) -> AdaptedFisher:
-        points, samples = select_tasks((batch.trajectory, batch.metric_samples), tasks)
+
+class _Block(NamedTuple):
+    """Some tasks of a batch, linearised."""
+
+    jacobian: MetaJacobian
+    fisher: AdaptedFisher
+
+
+@final
+class LinearizedBatch:
+    """A batch adapted at `meta`, its graphs built once for the gradient and for all products with the metric.
+
+    The graphs of as many chunks as fit `memory_budget_mb` are kept; the others are built anew for every use.
+
+    Args:
+        inner: The inner loop.
+        meta: Meta-parameters.
+        batch: What was collected.
+        config: Settings.
+        chunks: How tasks are split.
+    """
+
+    def __init__(
+        self, inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+    ) -> None:
+        self._inner, self._meta, self._batch, self._config, self._chunks = inner, meta, batch, config, chunks
+        self._num_metric_tasks = num_metric_tasks(batch.num_tasks, config)
+        slices = chunks.slices(self._num_metric_tasks)
+        with SavedBytes() as saved:
+            first = self._build(slices[0])
+        budget = config.memory_budget_mb * 2**20 or graph_budget(batch.credit.device)
+        num_kept = min(max(budget // max(saved.total, 1), 1), len(slices))
+        kept = [first, *chunks.map_items(self._build, slices[1:num_kept])]
+        self._blocks: list[tuple[slice, _Block | None]] = list(itertools.zip_longest(slices, kept))
+
+    def gradient(self) -> tuple[Params, float]:
+        """Exact gradient of the mean meta-objective over all tasks, and its value."""
+        start = self._num_metric_tasks
+        others = self._chunks.slices(self._batch.num_tasks - start)
+        outside = [(slice(start + tasks.start, start + tasks.stop), None) for tasks in others]
+
+        def of_block(item: tuple[slice, _Block | None]) -> tuple[Params, float]:
+            tasks, block = item
+            part = select_tasks(self._batch, tasks)
+            jacobian = self._jacobian(part) if block is None else block.jacobian
+            return pulled_back_gradient(self._inner, jacobian, part, self._config)
+
+        return mean_gradient(self._chunks.map_items(of_block, [*self._blocks, *outside]), self._batch.num_tasks)
+
+    def fisher_product(self, vector: Params) -> Params:
+        """F v: the Hessian at `meta` of the mean KL divergence after adaptation, times a vector."""
+
+        def of_block(item: tuple[slice, _Block | None]) -> Params:
+            tasks, block = item
+            return (block or self._build(tasks)).fisher.product(vector)
+
+        return add_all(self._chunks.map_items(of_block, self._blocks), 1 / self._num_metric_tasks)
+
+    def _jacobian(self, part: MetaBatch) -> MetaJacobian:
+        return MetaJacobian(self._inner, self._meta, part.num_tasks, part.samples[:-1])
+
+    def _build(self, tasks: slice) -> _Block:
+        part = select_tasks(self._batch, tasks)
+        jacobian, policy = self._jacobian(part), self._inner.policy
         fishers = {
-            k: (weight, PolicyFisher(apply, distribution, points[k], samples[k]))
-            for k, weight in config.objective_weights().items()
+            k: (weight, PolicyFisher(per_task(policy), policy.distribution, jacobian.points[k], part.samples[k]))
+            for k, weight in self._config.objective_weights().items()
         }
-        return AdaptedFisher(MetaJacobian(inner, meta, points, samples[:-1]), fishers)
-
-    slices = chunks.slices(num_tasks)
-    with SavedBytes() as saved:
-        first = build(slices[0])
-    device = batch.metric_samples[0].valid.device
-    budget = config.memory_budget_mb * 2**20 or graph_budget(device)
-    num_kept = min(max(budget // max(saved.total, 1), 1), len(slices))
-    blocks: list[AdaptedFisher | slice] = [first, *chunks.map_items(build, slices[1:num_kept]), *slices[num_kept:]]
-
-    def product(vector: Params) -> Params:
-        def of_block(block: AdaptedFisher | slice) -> Params:
-            return (build(block) if isinstance(block, slice) else block).product(vector)
-
-        return add_all(chunks.map_items(of_block, blocks), 1 / num_tasks)
-
-    return product
+        return _Block(jacobian, AdaptedFisher(jacobian, fishers))
 
 
 def trust_region_update(
@@ -74,11 +118,12 @@ def trust_region_update(
         value, kl, inner_kl = mean_objective(inner, candidate, batch, config, chunks)
         return value, kl
 
-    gradient, value = meta_gradient(inner, meta, batch, config, chunks)
+    linearized = LinearizedBatch(inner, meta, batch, config, chunks)
+    gradient, value = linearized.gradient()
     step = trust_region_step(
         meta,
         gradient,
-        fisher_metric(inner, meta, batch, config, chunks),
+        linearized.fisher_product,
         evaluate,
         value,
         max_kl=config.max_kl,

@@ -23,7 +23,7 @@ from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.objective import MetaBatch, exploration_credit, meta_gradient, meta_objective
-from metarl.algorithms.trust_region import fisher_metric
+from metarl.algorithms.trust_region import LinearizedBatch
 from metarl.inner_loop import ESTIMATORS, InnerLoop
 from metarl.ops.surrogate import likelihood_ratio
 from metarl.ops.tree import expand_tasks, flatten
@@ -93,7 +93,7 @@ def test_the_meta_gradient_equals_finite_differences(settings, num_steps, at):
 @pytest.mark.parametrize("settings", SWITCHES.values(), ids=SWITCHES.keys())
 def test_the_metric_is_the_hessian_of_the_mean_kl_in_all_meta_parameters(settings, num_steps):
     inner, meta, config, batch, _ = problem("gaussian", num_steps, **settings)
-    ours = dense_metric(fisher_metric(inner, meta, batch, config, ONE_BY_ONE), meta)
+    ours = dense_metric(LinearizedBatch(inner, meta, batch, config, ONE_BY_ONE).fisher_product, meta)
     expected = dense_hessian(mean_objective(KL, "gaussian", num_steps, **settings), meta)
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
 
@@ -380,7 +380,7 @@ def test_reptile_with_one_inner_step_is_alpha_times_the_plain_gradient():
     inner, meta, config, batch, data = problem("gaussian", 1, **settings)
     update = OUTER_OPTIMIZERS["reptile"](inner, meta, config, ONE_BY_ONE).update(meta, data)
     no_steps = LearnerConfig(num_inner_steps=0)
-    plain = MetaBatch(data.trajectory[:1], batch.samples[:1], batch.credit, batch.samples[:1])
+    plain = MetaBatch(batch.samples[:1], batch.credit)
     gradient, _ = meta_gradient(inner, meta, plain, no_steps, ONE_BY_ONE)
     for name in meta:
         torch.testing.assert_close(update.meta[name] - meta[name], 0.7 * config.inner_lr * gradient[name])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import math
 import weakref
 
@@ -26,7 +27,7 @@ from metarl.algorithms import trust_region
 from metarl.algorithms.composition import contradiction
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, meta_gradient, meta_objective
-from metarl.algorithms.trust_region import fisher_metric, trust_region_update
+from metarl.algorithms.trust_region import LinearizedBatch, num_metric_tasks, trust_region_update
 from metarl.fisher import PolicyFisher
 from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
@@ -175,7 +176,7 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_the_fisher_product_is_the_hessian_of_the_mean_kl_through_the_adaptation(kind, num_steps, variant):
     inner, params, config, batch, _ = problem(kind, num_steps, **variant)
-    ours = dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
+    ours = dense_metric(LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product, params)
     expected = dense_hessian(mean_objective(1, kind, num_steps, **variant), params)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(ours, ours.T, rtol=1e-9, atol=1e-12)
@@ -185,7 +186,7 @@ def test_the_fisher_product_is_the_hessian_of_the_mean_kl_through_the_adaptation
 
 def test_through_the_adaptation_the_metric_is_not_the_plain_one():
     exact, plain = (
-        dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
+        dense_metric(LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product, params)
         for inner, params, config, batch, _ in (problem("gaussian", 2), problem("gaussian", 2, first_order=True))
     )
     assert float((exact - plain).norm()) > 0.01 * float(exact.norm())
@@ -199,7 +200,7 @@ def test_chunks_and_threads_change_neither_gradient_nor_metric(kind, chunk_size,
     chunks = TaskChunks(chunk_size, num_threads)
     vector = double_params(inner.policy, 1.0, 9)
     for function in (
-        lambda c: fisher_metric(inner, params, batch, config, c)(vector),
+        lambda c: LinearizedBatch(inner, params, batch, config, c).fisher_product(vector),
         lambda c: meta_gradient(inner, params, batch, config, c)[0],
     ):
         assert_trees_close(function(chunks), function(ONE_BY_ONE), rtol=1e-11, atol=1e-13)
@@ -216,12 +217,12 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
         return AdaptationJacobian(*args, **kwargs)
 
     monkeypatch.setattr(inner_loop, "AdaptationJacobian", counted)
-    kept = fisher_metric(inner, params, batch, config, chunks)
+    kept = LinearizedBatch(inner, params, batch, config, chunks).fisher_product
     products = [kept(vector) for _ in range(2)]
     assert len(built) == NUM_TASKS
     built.clear()
     monkeypatch.setattr(trust_region, "graph_budget", lambda device: 1)
-    metric = fisher_metric(inner, params, batch, config, chunks)
+    metric = LinearizedBatch(inner, params, batch, config, chunks).fisher_product
     assert len(built) == 1
     products += [metric(vector) for _ in range(2)]
     assert len(built) == 1 + 2 * (NUM_TASKS - 1)
@@ -230,7 +231,7 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
 
 def test_products_are_linear_and_repeatable():
     inner, params, config, batch, _ = problem("categorical", 2)
-    metric = fisher_metric(inner, params, batch, config, ONE_BY_ONE)
+    metric = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product
     a, b = double_params(inner.policy, 1.0, 1), double_params(inner.policy, 1.0, 2)
     first, second = metric(a), metric(b)
     combined = metric({name: 2 * a[name] - 3 * b[name] for name in a})
@@ -243,10 +244,8 @@ def test_a_share_of_the_tasks_gives_the_metric_of_those_tasks_and_leaves_the_gra
     _, _, _, full, _ = problem("gaussian", 1)
     assert all(torch.equal(a.valid, b.valid) for a, b in zip(batch.samples, full.samples, strict=True))
     half = slice(NUM_TASKS // 2)
-    for share, whole in zip(batch.metric_samples, full.metric_samples, strict=True):
-        assert torch.equal(share.observations, whole.observations[half])
-        assert torch.equal(share.advantages, whole.advantages[half])
-    ours = dense_metric(fisher_metric(inner, params, batch, config, ONE_BY_ONE), params)
+    linearized = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE)
+    ours = dense_metric(linearized.fisher_product, params)
     expected = dense_hessian(
         lambda shared: meta_objective(
             inner, shared, [tasks_of(s, half) for s in full.samples], full.credit[half], config
@@ -254,13 +253,18 @@ def test_a_share_of_the_tasks_gives_the_metric_of_those_tasks_and_leaves_the_gra
         params,
     )
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-11)
-    assert float((ours - dense_metric(fisher_metric(inner, params, full, config, ONE_BY_ONE), params)).norm()) > 1e-3
+    whole = LinearizedBatch(inner, params, full, dataclasses.replace(config, fvp_fraction=1.0), ONE_BY_ONE)
+    assert float((ours - dense_metric(whole.fisher_product, params)).norm()) > 1e-3
+    for (gradient, value), (same, again) in itertools.combinations(
+        (linearized.gradient(), whole.gradient(), meta_gradient(inner, params, full, config, ONE_BY_ONE)), 2
+    ):
+        assert_trees_close(gradient, same, rtol=1e-12, atol=1e-15)
+        assert value == pytest.approx(again, abs=1e-15)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(1e-9, 1), (0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
 def test_the_share_of_tasks_is_rounded_and_at_least_one(fraction, expected):
-    *_, batch, _ = problem("gaussian", 1, fvp_fraction=fraction)
-    assert {samples.valid.shape[0] for samples in batch.metric_samples} == {expected}
+    assert num_metric_tasks(NUM_TASKS, LearnerConfig(fvp_fraction=fraction)) == expected
 
 
 def test_the_metrics_graphs_are_freed_with_it():
@@ -346,7 +350,7 @@ def test_no_task_reads_anothers_data(kind):
 
 def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
     inner, params, config, batch, _ = problem("gaussian", 2)
-    order = torch.tensor([2, 0, 3, 1])
+    order, vector = torch.tensor([2, 0, 3, 1]), double_params(inner.policy, 1.0, 9)
     permuted = MetaBatch(*(tasks_of(part, order) for part in batch))
     for a, b in zip(
         meta_objective(inner, double_params(inner.policy, 0.41), permuted.samples, permuted.credit, config),
@@ -356,7 +360,7 @@ def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
         torch.testing.assert_close(a, b[order], rtol=1e-11, atol=1e-13)
     for function in (
         lambda b: meta_gradient(inner, params, b, config, ONE_BY_ONE)[0],
-        lambda b: fisher_metric(inner, params, b, config, ONE_BY_ONE)(double_params(inner.policy, 1.0, 9)),
+        lambda b: LinearizedBatch(inner, params, b, config, ONE_BY_ONE).fisher_product(vector),
     ):
         assert_trees_close(function(permuted), function(batch), rtol=1e-10, atol=1e-12)
 
@@ -402,7 +406,7 @@ def test_for_small_steps_the_kl_is_the_metrics_quadratic_form(kind):
     vector = double_params(inner.policy, 1e-4, 9)
     kl = mean_objective(1, kind, 2)
     both = [kl({name: params[name] + sign * vector[name] for name in params}) for sign in (1, -1)]
-    image = fisher_metric(inner, params, batch, config, ONE_BY_ONE)(vector)
+    image = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product(vector)
     assert float(sum(both)) / 2 == pytest.approx(0.5 * float(flatten(vector)[0] @ flatten(image)[0]), rel=1e-4)
 
 
@@ -437,8 +441,10 @@ def test_float32_agrees_with_float64_to_rounding():
     inner, params, config, batch, _ = problem("gaussian", 2)
     single = tree_map(lambda x: x.float() if x.is_floating_point() else x, (params, batch))
     vector = double_params(inner.policy, 1.0, 9)
-    low = fisher_metric(inner, params, single[1], config, ONE_BY_ONE)({n: v.float() for n, v in vector.items()})
-    high = fisher_metric(inner, params, batch, config, ONE_BY_ONE)(vector)
+    low = LinearizedBatch(inner, single[0], single[1], config, ONE_BY_ONE).fisher_product(
+        {n: v.float() for n, v in vector.items()}
+    )
+    high = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product(vector)
     a, b = flatten(low)[0].double(), flatten(high)[0]
     assert low["log_std"].dtype == torch.float32
     assert float((a - b).norm() / b.norm()) < 1e-5

@@ -144,7 +144,7 @@ def test_a_lane_that_diverges_voids_the_update_which_is_counted_and_leaves_param
 def test_a_gradient_that_is_not_finite_voids_the_update(monkeypatch, garbage):
     subject = learner()
     before = {name: value.clone() for name, value in subject.params.items()}
-    original = trust_region.meta_gradient
+    original = trust_region.pulled_back_gradient
 
     def broken(*args):
         gradient, value = original(*args)
@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_voids_the_update(monkeypatch, garbage):
         gradient["log_std"][0] = garbage
         return gradient, value
 
-    monkeypatch.setattr(trust_region, "meta_gradient", broken)
+    monkeypatch.setattr(trust_region, "pulled_back_gradient", broken)
     (metrics,) = metrics_of(subject, 1)
     assert metrics["skipped_updates"] == 1 and not math.isfinite(metrics["gradient_norm"])
     assert equal_trees(subject.params, before)

@@ -13,7 +13,7 @@ import envs
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import MetaLearner, make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
-from metarl.algorithms.trust_region import fisher_metric, trust_region_update
+from metarl.algorithms.trust_region import LinearizedBatch, trust_region_update
 from metarl.collect import collect
 from metarl.inner_loop import InnerLoop
 from metarl.noise import DeviceNoise, TaskNoise
@@ -169,7 +169,7 @@ def test_conjugate_gradient_in_float32_is_accurate_and_tf32_is_off(tf32):
         batch = move(MetaBatch.of(data, config), "cuda", dtype)
         there = {n: v.to("cuda", dtype) for n, v in params.items()}
         rhs, unflatten = flatten(meta_gradient(InnerLoop(policy), there, batch, config, chunks)[0])
-        metric = fisher_metric(InnerLoop(policy), there, batch, config, chunks)
+        metric = LinearizedBatch(InnerLoop(policy), there, batch, config, chunks).fisher_product
 
         def product(x):
             return flatten(metric(unflatten(x)))[0] + config.cg_damping * x
