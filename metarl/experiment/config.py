@@ -107,6 +107,12 @@ _FOR_FAMILY = {
         validation={"num_tasks": 40, "steps": 3},
         learner={"meta_batch_size": 20, "steps_per_task": 2000, "inner_lr": 0.5},
     ),
+    # Rothfuss et al. 2019, section 7.3 and its authors' sweep: three inner steps of one size.
+    "navigation-2d-corners@promp": _Preset(
+        policy={"hidden_sizes": (64, 64)},
+        validation={"num_tasks": 4, "steps": 3},
+        learner={"num_inner_steps": 3, "later_lr_factor": 1.0},
+    ),
     "halfcheetah-vel@maml2017": _Preset(policy={"activation": "relu"}, learner={"episodes_per_task": 10}),
 }
 
