@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ Estimator: TypeAlias = Callable[[Tensor, Samples], Tensor]
 ESTIMATORS: dict[str, Estimator] = {
     "reinforce": lambda log_prob, s: surrogate.reinforce(log_prob, s.advantages, s.valid),
     "lvc": lambda log_prob, s: surrogate.likelihood_ratio(log_prob, s.log_prob, s.advantages, s.valid),
-    "dice": lambda log_prob, s: surrogate.dice(log_prob, s.advantages, s.valid, s.starts),
+    "dice": lambda log_prob, s: surrogate.dice(log_prob, s.log_prob, s.advantages, s.valid, s.starts),
 }
 """Inner objectives by name. Where the samples come from they share their gradient and differ in their Hessians."""
 
@@ -66,7 +66,7 @@ class InnerLoop:
         first_order: Take the inner gradients for constants.
 
     Raises:
-        ValueError: If there is no such estimator, or the policy has no such part.
+        ValueError: If a name is unknown, or the policy has no such part, or a context that does not adapt.
     """
 
     policy: Policy
@@ -79,9 +79,13 @@ class InnerLoop:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
+        known = {"estimator": tuple(ESTIMATORS), "adapted": get_args(Adapted), "learned_lr": get_args(LearnedLR)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}.")
         _ = self.mask  # refuses a policy without the part that should adapt
+        if self.adapted != "context" and CONTEXT in dict(self.policy.named_parameters()):
+            raise ValueError(f"adapted is {self.adapted!r}, but this policy has a context, which nothing else reads.")
 
     def initial_meta(self) -> Params:
         """The meta-parameters that training starts from: the module's own numbers, and the initial step sizes."""
@@ -191,7 +195,8 @@ class MetaJacobian:
 
     def __init__(self, inner: InnerLoop, meta: Params, num_tasks: int, batches: Sequence[Samples]) -> None:
         self._inner, self._meta, self._num_steps, self._num_tasks = inner, meta, len(batches), num_tasks
-        self._lr_names = [name for name in meta if name.startswith("inner_lr.")]
+        learned = inner.learned_lr != "no"
+        self._lr_names = [name for name in meta if learned and name.startswith("inner_lr.")]
         self._jacobian = AdaptationJacobian(
             inner.start(meta, num_tasks),
             batches,
@@ -219,6 +224,6 @@ class MetaJacobian:
             total[name] = torch.zeros_like(self._meta[name])
             for k, of_step in enumerate(of_lr):
                 source, factor = self._inner.learned_index(k)
-                if source == int(index):
+                if source == int(index) and of_step:  # empty where the objective reads nothing after that step
                     total[name] += factor * of_step[parameter].sum(0)
         return total

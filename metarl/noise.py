@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metarl.types import Distribution
 
-TRAINING, VALIDATION, EVALUATION = range(3)
+TRAINING, VALIDATION, EVALUATION, MEASUREMENT = range(4)
 """First key of every stream: what the numbers are used for. No two uses share a key."""
 
 

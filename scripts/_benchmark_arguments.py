@@ -9,7 +9,8 @@ from typing import Literal
 import tyro
 
 from metarl.algorithms.config import LearnerConfig
-from metarl.experiment.config import PolicyConfig, TrainConfig, check, check_device
+from metarl.experiment.checks import check
+from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import check_writable
 
@@ -95,6 +96,8 @@ def configured(arguments: Arguments) -> TrainConfig:
         )
     if arguments.what == "gradients" and (arguments.device != "cpu" or arguments.plot):
         raise UserError("gradients are measured on the CPU and have no plot; leave out --device and --plot.")
+    if arguments.what == "gradients" and arguments.backend != "auto":
+        raise UserError(f"--backend is {arguments.backend}; gradients take the CPU's own physics.")
     if arguments.run and arguments.what != "gradients":
         raise UserError(f"--run belongs to gradients; {arguments.what} takes --family and the policy's sizes.")
     return config

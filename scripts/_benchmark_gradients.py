@@ -24,26 +24,34 @@ from metarl.collect import worlds_for_budget
 from metarl.experiment.progress import status
 from metarl.experiment.run_directory import read_metrics
 from metarl.inner_loop import ESTIMATORS
+from metarl.noise import MEASUREMENT
 from metarl.ops.tree import flatten
 from metarl.rollout_adaptation import adapt_on_rollouts
 from metarl.types import Params, Policy, TaskFamily
 
 REFERENCE_EPISODES = 10
 FIRST_ORDER = "first order"
+_NOT_OF_THE_ESTIMATOR = {
+    *("exploration_credit", "inner_kl_penalty", "first_order", "inner_estimator"),
+    *("outer_optimizer", "outer_lr", "outer_epochs", "clip_range", "fvp_fraction"),
+}
+"""Settings that take their defaults here: measured is the gradient of the plain meta-objective."""
 
 
 @dataclass(frozen=True)
 class GradientRow:
-    """Quality of one estimator's meta-gradient.
+    """Quality of one estimator's meta-gradient. Sampling noise in the means is taken off all squared norms.
 
     Attributes:
         name: `gradients/<estimator>`.
-        relative_bias: Distance of its mean from the reference, as a share of the reference's norm; the part that noise
-            in the two means explains is taken off.
-        noise: That part, the smallest bias that could be seen.
-        relative_sd: Root of its total variance, as a share of the norm of its mean (Rothfuss et al. 2019, figure 3).
-        cosine: Mean cosine of a single gradient to the reference.
+        relative_bias: Distance of its mean from the reference, as a share of the reference's norm.
+        noise: Root mean square of the sampling noise that was taken off that distance, likewise as a share: a bias well
+            below it is not resolved.
+        relative_sd: Root of its total variance, as a share of the norm of its mean (Rothfuss et al. 2019, section 7.2).
+        cosine: Mean cosine of a single gradient to the mean of the reference.
         norm: Of its mean.
+
+    A share is NaN where noise leaves nothing of the norm it is a share of: more draws are needed.
     """
 
     name: str
@@ -52,6 +60,28 @@ class GradientRow:
     relative_sd: float
     cosine: float
     norm: float
+
+
+def gradient_row(name: str, drawn: Tensor, reference: Tensor) -> GradientRow:
+    """The row of `drawn` gradients `[draw, n]` against those of a reference, `[draw, n]`."""
+
+    def norm(squared: float) -> float:
+        return math.sqrt(squared) if squared > 0 else math.nan
+
+    error, target_error = (float(g.var(0).sum()) / len(g) for g in (drawn, reference))
+    mean, target = drawn.mean(0), reference.mean(0)
+    own = norm(float(mean.square().sum()) - error)
+    wanted = norm(float(target.square().sum()) - target_error)
+    distance = float((mean - target).square().sum()) - error - target_error
+    cosines = torch.nn.functional.cosine_similarity(drawn, target.unsqueeze(0), dim=1)
+    return GradientRow(
+        name,
+        math.sqrt(max(distance, 0.0)) / wanted,
+        math.sqrt(error + target_error) / wanted,
+        math.sqrt(error * len(drawn)) / own,
+        float(cosines.mean()),
+        own,
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +111,7 @@ class GradientCase:
                 config.inner_loop(self.policy),
                 self.params,
                 num_steps=config.num_inner_steps,
-                noise_key=(0, key, draw),
+                noise_key=(MEASUREMENT, key, draw),
                 settings=config.advantage_settings(),
                 steps_per_task=budget or None,
                 chunks=chunks,
@@ -105,24 +135,7 @@ def measure_gradients(case: GradientCase, draws: int) -> tuple[list[GradientRow]
             found[0] for found in case.gradients(["dice"], max(draws // 2, 2), REFERENCE_EPISODES, key=1)
         ]
     reference = torch.stack(reference_draws)
-    target = reference.mean(0)
-    target_error = float(reference.var(0).sum()) / len(reference)
-    rows = []
-    for name, drawn in zip(names, samples, strict=True):
-        mean, variance = drawn.mean(0), float(drawn.var(0).sum())
-        noise = variance / draws + target_error
-        distance = float((mean - target).square().sum())
-        cosines = torch.nn.functional.cosine_similarity(drawn, target.unsqueeze(0), dim=1)
-        rows.append(
-            GradientRow(
-                f"gradients/{name}",
-                math.sqrt(max(distance - noise, 0.0)) / float(target.norm()),
-                math.sqrt(noise) / float(target.norm()),
-                math.sqrt(variance) / float(mean.norm()),
-                float(cosines.mean()),
-                float(mean.norm()),
-            )
-        )
+    rows = [gradient_row(f"gradients/{name}", drawn, reference) for name, drawn in zip(names, samples, strict=True)]
     means = torch.nn.functional.normalize(samples.mean(1), dim=1)
     return rows, means @ means.T
 
@@ -161,20 +174,15 @@ def line_search_summary(path: Path) -> dict[str, Any] | None:
 
 def run_gradients(case: GradientCase, draws: int, run: Path | None) -> list[dict[str, Any]]:
     """Measures, prints, and returns the rows as JSON."""
-    plain = {"exploration_credit": 0.0, "inner_kl_penalty": 0.0, "first_order": False, "outer_optimizer": "trpo"}
-    config = LearnerConfig(
-        **{
-            name: getattr(case.config, name)
-            for name in (
-                *("meta_batch_size", "episodes_per_task", "steps_per_task", "num_inner_steps", "inner_lr"),
-                *("later_lr_factor", "adapted", "step_weights", "gamma", "gae_lambda", "bootstrap_truncated"),
-            )
-        },
-        **plain,
+    config = dataclasses.replace(
+        case.config,
+        **{f.name: f.default for f in dataclasses.fields(LearnerConfig) if f.name in _NOT_OF_THE_ESTIMATOR},
     )
     rows, cosines = measure_gradients(dataclasses.replace(case, config=config), draws)
     print_gradients(rows, cosines)
     found = [dataclasses.asdict(row) | {"cosines": c} for row, c in zip(rows, cosines.tolist(), strict=True)]
+    # JSON has no word for NaN.
+    found = [{k: None if v != v else v for k, v in row.items()} for row in found]
     searched = line_search_summary(run) if run else None
     if searched:
         print(

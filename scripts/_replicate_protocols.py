@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.comparison import CurveRow
-from metarl.experiment.config import TrainConfig, preset
+from metarl.experiment.config import TrainConfig
+from metarl.experiment.presets import preset
 
 if TYPE_CHECKING:
     from replicate import Arguments
@@ -25,12 +28,11 @@ FULL_ITERATIONS = {"navigation-2d": 100, "halfcheetah-vel": 500}
 QUICK_ITERATIONS = {"halfcheetah-vel": 30}
 """Where the preset's number is not a quick one."""
 
-_HORIZONS = {"navigation-2d": 100, "halfcheetah-vel": 200}
 _METRIC_SHARE = 0.25
 """`fvp_fraction` of trust-region learners in the protocol `learners`: for speed, and the same for all."""
 
 
-def planned_runs(arguments: Arguments, family: str) -> dict[str, list[tuple[Path, TrainConfig]]]:
+def planned_runs(arguments: Arguments, family: str, horizon: int) -> dict[str, list[tuple[Path, TrainConfig]]]:
     """Label -> the runs of its seeds, each a directory and what is trained there."""
     seeds = range(arguments.seeds)
     if arguments.protocol == "maml2017":
@@ -42,7 +44,7 @@ def planned_runs(arguments: Arguments, family: str) -> dict[str, list[tuple[Path
         return {"ours": runs}
     planned = {}
     for name in arguments.learners or LEARNERS:
-        config = equal_steps_config(name, family, arguments.env_steps // (10 if arguments.quick else 1))
+        config = equal_steps_config(name, family, horizon, arguments.env_steps // (10 if arguments.quick else 1))
         stem = f"learners-{config.iterations}-{name}-{family}"
         planned[name] = [
             (arguments.out / f"{stem}-seed{seed}", dataclasses.replace(config, seed=seed)) for seed in seeds
@@ -50,7 +52,7 @@ def planned_runs(arguments: Arguments, family: str) -> dict[str, list[tuple[Path
     return planned
 
 
-def equal_steps_config(name: str, family: str, env_steps: int) -> TrainConfig:
+def equal_steps_config(name: str, family: str, horizon: int, env_steps: int) -> TrainConfig:
     """The learner's published form on the family, for as many iterations as take `env_steps` environment steps."""
     config = preset(name, FAMILIES[family])
     learner = config.learner
@@ -60,12 +62,31 @@ def equal_steps_config(name: str, family: str, env_steps: int) -> TrainConfig:
     if learner.outer_optimizer == "trpo":
         learner = dataclasses.replace(learner, fvp_fraction=_METRIC_SHARE)
     phases = learner.num_inner_steps + (learner.outer_optimizer != "reptile")
-    steps = learner.steps_per_task or learner.episodes_per_task * _HORIZONS[family]
+    steps = learner.steps_per_task or learner.episodes_per_task * horizon
     iterations = max(1, round(env_steps / (learner.meta_batch_size * steps * phases)))
     if not LEARNERS[name].is_trained:
         iterations = 1
     validation = dataclasses.replace(config.validation, every=max(1, iterations // 3))
     return dataclasses.replace(config, iterations=iterations, learner=learner, validation=validation)
+
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+
+def interval95(per_task: Tensor) -> Tensor:
+    """Half-widths `[K + 1]` of 95 % intervals for the mean over seeds and tasks, of returns `[seed, task, K + 1]`.
+
+    Seeds and tasks are both drawn, and every seed is tested on the same tasks: more seeds do not make the tasks'
+    variance smaller. It is taken from each task's mean over seeds, the seeds' from each seed's mean over tasks, with
+    Student's quantile, as it is estimated from a few; one seed gives the interval over tasks alone.
+    """
+    seeds, tasks = per_task.shape[:2]
+    of_tasks = 1.96 * per_task.mean(0).std(0) / math.sqrt(tasks)
+    if seeds == 1:
+        return of_tasks
+    quantile = _STUDENT[seeds - 2] if seeds - 2 < len(_STUDENT) else 1.96
+    return torch.hypot(of_tasks, quantile * per_task.mean(1).std(0) / math.sqrt(seeds))
 
 
 @dataclass(frozen=True)
@@ -74,35 +95,26 @@ class Summary:
 
     Attributes:
         label: Its name.
-        records: Their evaluation records.
+        records: Their evaluation records, one or more.
     """
 
     label: str
     records: list[dict[str, Any]]
 
-    INTERVAL: ClassVar[str] = "95 % for the mean over seeds and tasks"
+    @property
+    def _per_task(self) -> Tensor:
+        """Returns `[seed, task, K + 1]`."""
+        return torch.tensor([record["per_task"] for record in self.records], dtype=torch.float64)
 
-    @staticmethod
-    def of(label: str, records: list[dict[str, Any]]) -> Summary:
-        """The summary of at least one record."""
-        return Summary(label, records)
-
-    def _over_seeds(self) -> list[tuple[float, ...]]:
-        return list(zip(*(record["return_mean"] for record in self.records), strict=True))
+    @property
+    def interval_label(self) -> str:
+        """What the interval of `mean_row` is of."""
+        return "95 % over tasks and seeds (Student's t)" if len(self.records) > 1 else "95 % over tasks"
 
     def mean_row(self) -> CurveRow:
-        """Mean over seeds; the interval takes both the spread of seeds and that of tasks for random.
-
-        Its variance is the seeds' variance / seeds plus the tasks' variance / tasks: every seed is tested on the same
-        tasks, so that more seeds do not make the second smaller. The first contains a share of the noise in measuring
-        one seed, which makes the interval a little too wide.
-        """
-        over_seeds = self._over_seeds()
-        count = len(self.records)
-        of_tasks = [statistics.fmean(column) for column in zip(*(r["return_ci95"] for r in self.records), strict=True)]
-        of_seeds = [1.96 * statistics.stdev(v) / math.sqrt(count) if count > 1 else 0.0 for v in over_seeds]
-        interval = [math.hypot(a, b) for a, b in zip(of_tasks, of_seeds, strict=True)]
-        return CurveRow(self.label, [statistics.fmean(values) for values in over_seeds], interval)
+        """Mean over seeds with its interval; NaN where a seed's evaluation was not finite."""
+        per_task = self._per_task
+        return CurveRow(self.label, per_task.mean((0, 1)).tolist(), interval95(per_task).tolist())
 
     def rows(self, with_seeds: bool) -> list[CurveRow]:
         """The mean over seeds, and if wanted each seed and the worst of them."""
@@ -113,7 +125,7 @@ class Summary:
             CurveRow.of_record(f"{self.label}, seed {record['seed']} (iteration {record['iteration']})", record)
             for record in self.records
         ]
-        worst = [min(values) for values in self._over_seeds()]
+        worst = self._per_task.mean(1).min(0).values.tolist()
         return [
             *seeds,
             dataclasses.replace(mean, label=f"{self.label}, mean of {len(seeds)} seeds"),
@@ -122,11 +134,11 @@ class Summary:
 
     def record(self) -> dict[str, Any]:
         """The summary as JSON."""
-        over_seeds = self._over_seeds()
+        of_seeds, mean = self._per_task.mean(1), self.mean_row()
         return {
             "seeds": self.records,
-            "return_mean": [statistics.fmean(values) for values in over_seeds],
-            "return_sd": [statistics.stdev(values) if len(values) > 1 else 0.0 for values in over_seeds],
-            "return_worst": [min(values) for values in over_seeds],
-            "interval": list(self.mean_row().interval),
+            "return_mean": list(mean.mean),
+            "return_sd": of_seeds.std(0, correction=min(1, len(of_seeds) - 1)).tolist(),
+            "return_worst": of_seeds.min(0).values.tolist(),
+            "interval": list(mean.interval),
         }

@@ -76,7 +76,7 @@ def measured_speed(arguments: Arguments, config: TrainConfig, family: TaskFamily
     return rows
 
 
-def measured_gradients(arguments: Arguments, config: TrainConfig, family: TaskFamily) -> list[dict[str, Any]]:
+def measured_gradients(arguments: Arguments, config: TrainConfig) -> list[dict[str, Any]]:
     """Draws gradients at a run's policy or at a random one, and prints the table."""
     from _benchmark_gradients import GradientCase, run_gradients
 
@@ -87,6 +87,7 @@ def measured_gradients(arguments: Arguments, config: TrainConfig, family: TaskFa
         run = _common.load_run(arguments.run)
         case = GradientCase(run.family, run.policy, run.params, run.config.learner, config.num_threads or None)
     else:
+        family = _common.make_family(arguments.family)
         policy = make_policy(family, config.policy, config.seed)
         case = GradientCase(family, policy, initial_params(policy), config.learner, config.num_threads or None)
     return run_gradients(case, arguments.repeats or 40, arguments.run)
@@ -97,14 +98,14 @@ def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="benchmark.py")
     config = configured(arguments)
-    family = _common.make_family(arguments.family)
-    try:
-        family.batch(family.sample_tasks(1), 1, arguments.device, arguments.backend)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"--backend {arguments.backend} --device {arguments.device}: {error}") from error
     if arguments.what == "gradients":
-        found = measured_gradients(arguments, config, family)
+        found = measured_gradients(arguments, config)
     else:
+        family = _common.make_family(arguments.family)
+        try:
+            family.batch(family.sample_tasks(1), 1, arguments.device, arguments.backend)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"--backend {arguments.backend} --device {arguments.device}: {error}") from error
         rows = measured_speed(arguments, config, family)
         found = [dataclasses.asdict(row) for row in rows]
         if arguments.plot:

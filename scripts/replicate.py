@@ -12,6 +12,7 @@ tasks are those of train.py and evaluate.py.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ import tyro
 from _replicate_protocols import FAMILIES, Summary, planned_runs
 
 from metarl.algorithms.learners import LEARNERS
+from metarl.experiment.checks import check
 from metarl.experiment.comparison import CurveRow, curve_table
-from metarl.experiment.config import TrainConfig, check
+from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
 from metarl.experiment.run_directory import RunDirectory, read_config
@@ -107,34 +109,43 @@ def main() -> None:
         raise UserError("--plot draws one family; name one with --families.")
     if unknown := sorted(set(arguments.learners) - set(LEARNERS)):
         raise UserError(f"--learners names {', '.join(unknown)}. Known: {', '.join(LEARNERS)}.")
+    defaults = {f.name: f.default for f in dataclasses.fields(Arguments)}
+    for name in ("learners", "env_steps"):
+        if arguments.protocol == "maml2017" and getattr(arguments, name) != defaults[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} belongs to the protocol learners; maml2017 is MAML-TRPO alone."
+            )
     for path in (arguments.json, arguments.plot):
         if path:
             check_writable(path)
     results: dict[str, Any] = {}
     for family in arguments.families:
-        published = _common.make_family(FAMILIES[family]).spec.published
+        made = _common.make_family(FAMILIES[family])
+        published = made.spec.published
         summaries = []
-        for label, runs in planned_runs(arguments, family).items():
+        for label, runs in planned_runs(arguments, family, made.horizon).items():
             records = []
             for path, config in runs:
                 check(config)
                 records.append(evaluated(trained_run(path, config), arguments.steps))
                 values = "  ".join(f"{value:.2f}" for value in records[-1]["return_mean"][:6])
                 print(f"  {label}, seed {config.seed}: {values}", flush=True)
-            summaries.append(Summary.of(label, records))
+            summaries.append(Summary(label, records))
         rows = [row for summary in summaries for row in summary.rows(with_seeds=arguments.protocol == "maml2017")]
         print(
             f"\n{FAMILIES[family]}: return before each inner step, mean over the published test tasks; ± as said below"
         )
         print(curve_table([*map(CurveRow.of_published, published), *rows]))
-        print(f"± of a mean of seeds: {Summary.INTERVAL}; of one seed: 95 % over tasks")
+        print(f"± of a mean of seeds: {summaries[0].interval_label}; of one seed: 95 % over tasks")
         print(f"published numbers: {published[0].source}")
         results[family] = {summary.label: summary.record() for summary in summaries}
         if arguments.plot:
             from metarl.visualize.curves import draw_comparison
 
             drawn = [summary.mean_row() for summary in summaries]
-            draw_comparison(arguments.plot, drawn, published, detail=f"{FAMILIES[family]}, {Summary.INTERVAL}")
+            draw_comparison(
+                arguments.plot, drawn, published, detail=f"{FAMILIES[family]}, {summaries[0].interval_label}"
+            )
             print(f"saved {arguments.plot}")
     if arguments.json:
         write_json(arguments.json, results)

@@ -22,8 +22,10 @@ import _common
 import tyro
 
 from metarl.algorithms.learners import LEARNERS
-from metarl.experiment.config import TrainConfig, check, preset
+from metarl.experiment.checks import check
+from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.presets import preset
 from metarl.experiment.run_directory import RunDirectory, read_config
 
 if TYPE_CHECKING:

@@ -95,6 +95,9 @@ def _without_effect(config: LearnerConfig) -> tuple[str, str] | None:
             f"is {config.exploration_credit}, but inner_estimator {config.inner_estimator} already credits what an "
             "inner step learns from, through its curvature; only reinforce leaves that to the extra term."
         )
+    for name in ("exploration_credit", "inner_kl_penalty"):
+        if not 0 <= getattr(config, name) < math.inf:
+            return name, f"is {getattr(config, name)}; it must be zero or more."
     if config.exploration_credit and config.meta_batch_size < 2:
         return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
     return None

@@ -12,6 +12,9 @@ from typing import Any
 FINETUNING_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Step sizes among which a policy that was not meta-learned finds its own, on training tasks."""
 
+CONTEXT_DIM = 5
+"""Length of a context parameter, where one adapts."""
+
 
 @dataclass(frozen=True)
 class NamedLearner:
@@ -20,7 +23,6 @@ class NamedLearner:
     Attributes:
         summary: One line for `--list`.
         settings: Fields of `LearnerConfig` that differ from their defaults.
-        context_dim: Length of the policy's context parameter.
         observe_task: Whether the policy sees its task.
         finetuning_lrs: Inner step sizes at test time to choose from by validation on training tasks; empty: the
             learner's own is the one.
@@ -30,11 +32,15 @@ class NamedLearner:
 
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    context_dim: int = 0
     observe_task: bool = False
     finetuning_lrs: tuple[float, ...] = ()
     test_steps: int | None = None
     is_trained: bool = True
+
+    @property
+    def context_dim(self) -> int:
+        """Length of the policy's context parameter."""
+        return CONTEXT_DIM if self.settings.get("adapted") == "context" else 0
 
 
 _VPG = {"outer_optimizer": "adam"}
@@ -62,7 +68,6 @@ LEARNERS: dict[str, NamedLearner] = {
     "cavia": NamedLearner(
         "Inner steps change a context input alone (Zintgraf et al. 2019).",
         {"adapted": "context", "inner_lr": 1.0},
-        context_dim=5,
     ),
     "reptile": NamedLearner(
         "Moves towards the adapted parameters; no meta-gradient (Nichol et al. 2018).",

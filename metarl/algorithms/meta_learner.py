@@ -17,7 +17,7 @@ from torch import Tensor
 from metarl.agent import Agent
 from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
 from metarl.algorithms.config import LearnerConfig
-from metarl.algorithms.learners import LEARNERS
+from metarl.algorithms.learners import CONTEXT_DIM, LEARNERS
 from metarl.algorithms.outer import Update
 from metarl.collect import worlds_for_budget
 from metarl.memory import KEPT_LAYERS, graph_budget
@@ -112,8 +112,9 @@ class MetaLearner:
             raise ValueError(f"{algorithm} sees its task; make the family with observe_task=True.")
         config = LearnerConfig(**{**learner.settings, **settings})
         generator = torch.Generator().manual_seed(seed)
+        context_dim = CONTEXT_DIM if config.adapted == "context" else 0
         policy = GaussianMLPPolicy(
-            family.observation_dim, family.action_dim, context_dim=learner.context_dim, generator=generator
+            family.observation_dim, family.action_dim, context_dim=context_dim, generator=generator
         )
         return MetaLearner(family, policy, config, seed)
 

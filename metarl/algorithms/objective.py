@@ -80,11 +80,14 @@ def exploration_credit(data: RolloutAdaptation, config: LearnerConfig) -> Tensor
         return credit
     for k in range(credit.shape[1]):
         following = {j: weight for j, weight in config.objective_weights().items() if j > k}
+        if not following:
+            continue
         share = sum(following.values())
-        mean = torch.stack([weight * returns[j] for j, weight in following.items()]).sum(0) / share
-        # 0 where no task differs from another: there is nothing to credit.
-        sd = mean.std(correction=0).clamp(min=torch.finfo(mean.dtype).tiny)
-        credit[:, k] = config.exploration_credit * share * (mean - mean.mean()) / sd
+        mean = torch.stack([weight * returns[j].double() for j, weight in following.items()]).sum(0) / share
+        sd = mean.std(correction=0)
+        # 0 where no task differs from another by more than the rounding of its return: there is nothing to credit.
+        if float(sd) > 1e-6 * float(mean.abs().max()):
+            credit[:, k] = config.exploration_credit * share * (mean - mean.mean()) / sd
     return credit
 
 

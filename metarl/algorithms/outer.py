@@ -1,6 +1,19 @@
-"""Outer optimisers: how the meta-parameters move after an iteration's rollouts.
+r"""Outer optimisers: how the meta-parameters move after an iteration's rollouts.
 
-`TrustRegion` is in `metarl.algorithms.trust_region`; here are the interface and the others.
+`TrustRegion` is in `metarl.algorithms.trust_region`; here are the interface and the others:
+
+    GradientAscent   meta <- Adam(meta, grad J(meta)), `outer_epochs` times on the same rollouts
+    Reptile          meta <- meta + eps (1/M sum_i theta_iK - meta)
+    NoUpdate         meta <- meta
+
+| symbol    | here                     | meaning                                                      |
+|-----------|--------------------------|--------------------------------------------------------------|
+| J         | `mean_objective`         | meta-objective of the recorded rollouts, clipped if asked     |
+| theta_iK  | `data.trajectory[-1]`    | task i's parameters after the inner steps                     |
+| eps       | config.outer_lr          | step size                                                     |
+
+Departures: PPO's mini-batches are whole iterations here (an adaptation needs all its support data); Reptile's inner
+optimiser is gradient ascent on fresh rollouts.
 """
 
 from __future__ import annotations
@@ -98,6 +111,10 @@ class GradientAscent:
         self._inner, self._config, self._chunks = inner, config, chunks
         self._leaves = {name: value.clone().requires_grad_() for name, value in meta.items()}
         self._adam = torch.optim.Adam(list(self._leaves.values()), lr=config.outer_lr, maximize=True)
+        # What Adam makes at its first step, so that a state is whole from the beginning and one without is damaged.
+        for leaf in self._leaves.values():
+            zeros = {name: torch.zeros_like(leaf, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+            self._adam.state[leaf] = {"step": torch.tensor(0.0), **zeros}
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
         batch = MetaBatch.of(data, self._config)
@@ -109,26 +126,31 @@ class GradientAscent:
         for epoch in range(self._config.outer_epochs):
             if epoch:
                 gradient, _ = meta_gradient(self._inner, moved, *problem)
-            if not all_finite(gradient):
-                self._adam.load_state_dict(before)
-                return Update(None, {"gradient_norm": squared_norm(gradient) ** 0.5})
             for name, leaf in self._leaves.items():
                 leaf.grad = gradient[name]
             self._adam.step()
             moved = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+            # A gradient that is finite may still overflow the second moment.
+            if not all(all_finite(values) for values in (gradient, moved, *self.state_dict().values())):
+                self._adam.load_state_dict(before)
+                return Update(None, {"gradient_norm": squared_norm(gradient) ** 0.5})
         after, kl, inner_kl = mean_objective(self._inner, moved, *problem)
         expected = sum(float((first[name] * (moved[name] - meta[name])).double().sum()) for name in meta)
-        # `inner_kl` comes last and is left out where it is not measured.
-        values = (kl, expected, after - value, squared_norm(first) ** 0.5, inner_kl)
-        return Update(moved, dict(zip(self.metric_names, values, strict=False)))
+        metrics = {
+            "kl": kl,
+            "inner_kl": inner_kl,
+            "expected_gain": expected,
+            "actual_gain": after - value,
+            "gradient_norm": squared_norm(first) ** 0.5,
+        }
+        return Update(moved, {name: metrics[name] for name in self.metric_names})
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: self._adam.state[leaf] for name, leaf in self._leaves.items() if leaf in self._adam.state}
-        return copy.deepcopy(state)
+        return copy.deepcopy({name: self._adam.state[leaf] for name, leaf in self._leaves.items()})
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
-        if state and set(state) != set(self._leaves):
-            raise ValueError("its Adam moments belong to other parameters")
+        if set(state) != set(self._leaves):
+            raise ValueError("its Adam moments are missing or belong to other parameters")
         for name, entry in state.items():
             leaf = self._leaves[name]
             if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}):

@@ -5,6 +5,13 @@ F = 1/M sum_i sum_k w_k J_ik^T F_ik J_ik with J_ik = d theta_ik / d meta: at the
 mean KL divergence, exactly (`metarl.fisher`). The direction comes from conjugate gradient, its length from the bound
 and a backtracking line search (Schulman et al. 2015, appendix C).
 
+| symbol  | here                                    | meaning                                              |
+|---------|-----------------------------------------|------------------------------------------------------|
+| F       | `LinearizedBatch.fisher_product`        | the metric                                           |
+| J_ik    | `metarl.inner_loop.MetaJacobian`        | task i's parameters after k steps, differentiated    |
+| w_k     | config.objective_weights()              | weight of the policies after k steps                 |
+| g       | `LinearizedBatch.gradient`              | gradient of the meta-objective, from the same graphs |
+
 Departure from Finn et al. 2017: their code takes finite differences of gradients for the Hessian's products.
 """
 
@@ -158,11 +165,18 @@ class TrustRegion:
         step, gradient_norm, inner_kl = trust_region_update(self._inner, meta, batch, self._config, self._chunks)
         if not (math.isfinite(gradient_norm) and math.isfinite(step.cg_residual) and all_finite(step.params)):
             return Update(None, {"gradient_norm": gradient_norm, "cg_residual": step.cg_residual})
-        values = (
-            *(float(step.accepted), step.step_fraction, float(step.line_search_steps), step.cg_residual),
-            *(step.kl, step.expected_gain, step.actual_gain, gradient_norm, inner_kl),
-        )
-        return Update(step.params, dict(zip(self.metric_names, values, strict=False)))
+        metrics = {
+            "line_search/accepted": float(step.accepted),
+            "line_search/fraction": step.step_fraction,
+            "line_search/evaluations": float(step.line_search_steps),
+            "cg_residual": step.cg_residual,
+            "kl": step.kl,
+            "inner_kl": inner_kl,
+            "expected_gain": step.expected_gain,
+            "actual_gain": step.actual_gain,
+            "gradient_norm": gradient_norm,
+        }
+        return Update(step.params, {name: metrics[name] for name in self.metric_names})
 
     def state_dict(self) -> dict[str, Any]:
         return {}

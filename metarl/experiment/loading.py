@@ -43,7 +43,7 @@ class LoadedRun:
     iteration: int
 
     def learner(self) -> MetaLearner:
-        """A learner that continues from these parameters, e.g. to `adapt` them to a task."""
+        """A learner with these parameters, to `adapt` them to a task; as to training it is a new one (iteration 0)."""
         learner = make_learner(self.family, self.config)
         learner.params = dict(self.params)
         return learner

@@ -22,6 +22,7 @@ from typing import IO, Any, final
 
 import torch
 
+from metarl.experiment.checks import check
 from metarl.experiment.config import TrainConfig, from_json, to_json
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import load_checkpoint, write_bytes_atomically, write_json
@@ -163,7 +164,9 @@ def read_config(path: Path) -> TrainConfig:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{file} is not valid JSON: it was damaged after the run wrote it.") from None
-    return from_json(data, file)
+    config = from_json(data, file)
+    check(config, file)
+    return config
 
 
 def read_checkpoint(path: Path, config: TrainConfig, params: Params) -> dict[str, Any]:

@@ -59,31 +59,33 @@ def likelihood_ratio(
 
 def dice(
     log_prob: Float[Tensor, "task rows"],
+    behaviour_log_prob: Float[Tensor, "task rows"],
     advantages: Float[Tensor, "task rows"],
     valid: Bool[Tensor, "task rows"],
     starts: Bool[Tensor, "task rows"],
 ) -> Float[Tensor, " task"]:
-    r"""$\frac1N\sum_t (\Box_{\le t} - \Box_{<t}) A_t$ with the magic box $\Box_{\le t} = \exp(\tau_t - \bot\tau_t)$.
+    r"""$\frac1N\sum_t (\Box_{\le t} - \Box_{<t}) A_t$ with $\Box_{\le t} = \exp(\tau_t - \tau_{old,t})$.
 
-    $\tau_t$ is the sum of an episode's log-probabilities up to step t and $\bot$ stops the gradient (Foerster et al.
-    2018; in this form, which takes any advantages, Farquhar et al. 2019). With returns to go for advantages it is, by
-    summation by parts, DiCE's own $\sum_t \Box_{\le t} r_t$ but for a constant.
+    $\tau_t$ is the sum of an episode's log-probabilities up to step t (Foerster et al. 2018; in this form, which takes
+    any advantages, Farquhar et al. 2019). They stop the gradient through $\tau_{old}$ where the behaviour policy's is
+    taken here: at the behaviour parameters the same, elsewhere the importance weight of the episode so far. With
+    returns to go for advantages it is, by summation by parts, DiCE's own $\sum_t \Box_{\le t} r_t$ but for a constant.
 
-    Its value is 0. Its Hessian is $\frac1N\sum_t A_t (\nabla^2 l_t + \nabla l_t \nabla l_t^T + \nabla l_t
+    Its value there is 0. Its Hessian is $\frac1N\sum_t A_t (\nabla^2 l_t + \nabla l_t \nabla l_t^T + \nabla l_t
     \nabla\tau_{t-1}^T + \nabla\tau_{t-1} \nabla l_t^T)$: unbiased, as that of `likelihood_ratio` is not, at several
     times its variance.
 
     Args:
-        log_prob: Rows in order of time, episode after episode.
+        log_prob: Under the parameters in question; rows in order of time, episode after episode.
+        behaviour_log_prob: Under those that sampled the actions.
         advantages: $A_t$.
         valid: Steps that were taken.
         starts: First steps of episodes.
     """
-    # 0 in value everywhere: only derivatives are at work.
-    score = torch.where(valid, log_prob - log_prob.detach(), 0.0)
-    until = score.cumsum(-1)
+    log_ratio = torch.where(valid, log_prob - behaviour_log_prob, 0.0)
+    until = log_ratio.cumsum(-1)
     rows = torch.arange(starts.shape[-1], device=starts.device)
     first = torch.where(starts, rows, 0).cummax(-1).values
-    before_episode = (until - score).gather(-1, first)
+    before_episode = (until - log_ratio).gather(-1, first)
     until = until - before_episode
-    return masked_mean((until.exp() - (until - score).exp()) * torch.where(valid, advantages, 0.0), valid)
+    return masked_mean((until.exp() - (until - log_ratio).exp()) * torch.where(valid, advantages, 0.0), valid)

@@ -74,7 +74,7 @@ def draw_comparison(
 
     Args:
         path: PNG file to write.
-        rows: The curves, best first in the legend.
+        rows: The curves, in the order of the legend.
         published: Published curves, dashed.
         detail: What was run.
     """
@@ -156,11 +156,13 @@ def _axes(figure: Figure) -> Axes:
 
 
 def _legend(ax: Axes, first: Sequence[str] = ()) -> None:
-    """Beside the panel, where it hides nothing; labels that start with one of `first` come first, in that order."""
+    """Beside the panel, where it hides nothing; curves named in `first` come first, in that order."""
     handles, labels = ax.get_legend_handles_labels()
 
     def place(label: str) -> int:
-        return next((i for i, start in enumerate(first) if label.startswith(start)), len(first))
+        return next(
+            (i for i, name in enumerate(first) if label == name or label.startswith(f"{name}, after ")), len(first)
+        )
 
     order = sorted(range(len(labels)), key=lambda i: place(labels[i]))
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]

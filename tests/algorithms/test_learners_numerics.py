@@ -27,31 +27,28 @@ from metarl.algorithms.trust_region import LinearizedBatch
 from metarl.inner_loop import ESTIMATORS, InnerLoop
 from metarl.ops.surrogate import likelihood_ratio
 from metarl.ops.tree import expand_tasks, flatten
+from metarl.policies import CategoricalMLPPolicy
+from metarl.types import Samples
 
 TOTAL, KL, INNER_KL = range(3)
 SWITCHES = {
+    name: dict(named.settings)
+    for name, named in LEARNERS.items()
+    if named.settings.get("outer_optimizer", "trpo") in ("trpo", "adam") and named.settings.get("num_inner_steps") != 0
+} | {
     "lvc": {"inner_estimator": "lvc"},
+    "dice": {"inner_estimator": "dice"},
     "lvc, first order": {"inner_estimator": "lvc", "first_order": True},
-    "clipped": {"outer_optimizer": "adam", "clip_range": 0.2, "outer_epochs": 2},
     "inner KL": {"inner_kl_penalty": 0.3},
-    "promp": {
-        "inner_estimator": "lvc",
-        "inner_kl_penalty": 0.3,
-        "outer_optimizer": "adam",
-        "clip_range": 0.3,
-        "outer_epochs": 5,
-    },
-    "exploration": {"exploration_credit": 0.7},
     "exploration, weighted": {"exploration_credit": 0.7, "step_weights": (2.0, 1.0)},
-    "meta-sgd": {"learned_lr": "shared"},
+    "exploration, first step alone": {"exploration_credit": 0.7, "step_weights": (1.0, 0.0)},
     "meta-sgd per step, weighted": {"learned_lr": "per_step", "step_weights": (2.0, 1.0)},
+    "meta-sgd, first step alone": {"learned_lr": "shared", "step_weights": (1.0, 0.0)},
     "meta-sgd, first order": {"learned_lr": "shared", "first_order": True},
-    "anil": {"adapted": "head"},
     "anil, learned": {"adapted": "head", "learned_lr": "per_step"},
-    "cavia": {"adapted": "context"},
     "cavia, learned, lvc": {"adapted": "context", "learned_lr": "shared", "inner_estimator": "lvc"},
 }
-"""Compositions; every one is also a smooth function of the meta-parameters, but for those of first order."""
+"""Compositions, every named one among them; all but those of first order are smooth in the meta-parameters."""
 EXACT = {name: settings for name, settings in SWITCHES.items() if not settings.get("first_order")}
 
 
@@ -75,6 +72,28 @@ def test_at_the_old_parameters_every_kl_is_0_and_the_replayed_adaptation_the_rec
     assert max(float(kl.abs().max()), float(inner_kl.abs().max())) < 1e-14
     # Every ratio is 1: what is left are mean advantages, which are 0, and E-MAML's weights of each support phase.
     torch.testing.assert_close(total, batch.credit.sum(-1).double(), rtol=0, atol=1e-6)
+
+
+def test_the_extra_term_on_the_bandit_is_what_the_objective_adds():
+    """The same derivation through the objective itself: one pull on arm a, credit W(d'_a)."""
+    policy = CategoricalMLPPolicy(1, 2, ())
+    inner = InnerLoop(policy, inner_lr=0.8)
+    meta = {n: v.detach().double().clone() for n, v in policy.named_parameters()}
+    config = LearnerConfig(exploration_credit=1.0, meta_batch_size=2)
+    without = dataclasses.replace(config, exploration_credit=0.0)
+    ones, valid = torch.ones(1, 1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)
+    for arm, credit in ((0, 0.37), (1, 0.81)):
+        action, advantage = torch.tensor([[arm]]), torch.ones(1, 1, dtype=torch.float64)
+        out = policy.distribution.log_prob(torch.func.functional_call(policy, meta, (ones,)), action)
+        sample = Samples(ones, action, advantage, valid, valid, out, torch.func.functional_call(policy, meta, (ones,)))
+        batch = MetaBatch([sample, sample], torch.tensor([[credit]], dtype=torch.float64))
+        parts = [meta_gradient(inner, meta, batch, c, ONE_BY_ONE)[0] for c in (config, without)]
+        leaves = {n: v.clone().requires_grad_() for n, v in meta.items()}
+        log_prob = policy.distribution.log_prob(torch.func.functional_call(policy, leaves, (ones,)), action).sum()
+        scores = dict(zip(leaves, torch.autograd.grad(log_prob, list(leaves.values())), strict=True))
+        assert_trees_close(
+            {n: parts[0][n] - parts[1][n] for n in meta}, {n: credit * g for n, g in scores.items()}, rtol=1e-10
+        )
 
 
 @pytest.mark.parametrize("at", ["old parameters", "elsewhere"])
@@ -123,7 +142,7 @@ def closed_form_hessian(name, inner, params, samples, task):
         before = torch.zeros_like(theta)
         for t in episode:
             curvature = torch.autograd.functional.hessian(lambda v, t=t: log_probs(v)[t], theta)
-            if name != "reinforce":
+            if name in ("lvc", "dice"):
                 curvature = curvature + torch.outer(scores[t], scores[t])
             if name == "dice":
                 curvature = curvature + torch.outer(scores[t], before) + torch.outer(before, scores[t])
@@ -246,9 +265,10 @@ def test_credit_is_what_followed_each_step_standardised_over_tasks():
     assert not exploration_credit(data, dataclasses.replace(config, exploration_credit=0.0)).any()
 
 
-def test_equal_returns_give_no_credit_and_no_nan():
+@pytest.mark.parametrize("reward", [1.0, 0.1, 0.3, 33.333])
+def test_equal_returns_give_no_credit_and_no_nan(reward):
     _, _, config, _, data = problem("gaussian", 1, exploration_credit=1.0)
-    same = [dataclasses.replace(r, rewards=torch.ones_like(r.rewards), valid=torch.ones_like(r.valid))
+    same = [dataclasses.replace(r, rewards=torch.full_like(r.rewards, reward), valid=torch.ones_like(r.valid))
             for r in data.rollouts]  # fmt: skip
     assert exploration_credit(dataclasses.replace(data, rollouts=same), config).tolist() == [[0.0]] * NUM_TASKS
 
@@ -332,8 +352,11 @@ def test_a_policy_without_the_part_that_should_adapt_is_refused():
         InnerLoop(make_policy("gaussian"), adapted="context")
     with pytest.raises(ValueError, match="naming its output layer"):
         InnerLoop(torch.nn.Linear(2, 2), adapted="head")
-    with pytest.raises(ValueError, match="reinforce, lvc, dice"):
-        InnerLoop(make_policy("gaussian"), estimator="magic")
+    for name, wrong in (("estimator", "magic"), ("adapted", "body"), ("learned_lr", "per-step")):
+        with pytest.raises(ValueError, match=f"{name} is '{wrong}'; it must be one of"):
+            InnerLoop(make_policy("gaussian"), **{name: wrong})
+    with pytest.raises(ValueError, match="has a context"):
+        InnerLoop(make_policy("gaussian", 2))
 
 
 # Learned step sizes.
@@ -451,6 +474,7 @@ def test_every_named_learner_composes():
         ({"num_inner_steps": 0, "inner_kl_penalty": 1.0}, "inner_kl_penalty", "num_inner_steps is 0"),
         ({"num_inner_steps": 0, "learned_lr": "shared"}, "learned_lr", "num_inner_steps is 0"),
         ({"num_inner_steps": 0, "first_order": True}, "first_order", "num_inner_steps is 0"),
+        ({"exploration_credit": -1.0}, "exploration_credit", "zero or more"),
         ({"exploration_credit": 1.0, "meta_batch_size": 1}, "meta_batch_size", "2 or more"),
         ({"num_inner_steps": 2, "step_weights": (1.0,)}, "step_weights", "num_inner_steps (2)"),
     ],

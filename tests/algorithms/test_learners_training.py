@@ -167,12 +167,14 @@ def test_a_gradient_that_is_not_finite_moves_neither_parameters_nor_moments(monk
     assert not equal_trees(learner.params, before["params"])
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "infinite"])
+@pytest.mark.parametrize("damage", ["all", "missing", "shape", "infinite"])
 def test_moments_that_do_not_fit_are_refused(damage):
     learner = make("promp", **SMALL)
     metrics_of(learner, 1)
     state = learner.state_dict()
-    if damage == "missing":
+    if damage == "all":
+        state["outer"] = {}
+    elif damage == "missing":
         del state["outer"]["log_std"]
     elif damage == "shape":
         state["outer"]["log_std"]["exp_avg"] = torch.zeros(3)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import envs
-from metarl.experiment.config import preset
 from metarl.experiment.evaluate_run import evaluate_run
 from metarl.experiment.evaluate_run import test_tasks as published_tasks
 from metarl.experiment.loading import load_run
+from metarl.experiment.presets import preset
 from metarl.experiment.run_directory import RunDirectory
 from metarl.experiment.trainer import Trainer, make_learner
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import hessian
 
-from metarl.ops.surrogate import likelihood_ratio, reinforce
+from metarl.ops.surrogate import dice, likelihood_ratio, reinforce
 
 THETA = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
 ACTIONS = torch.tensor([0, 2, 1, 2, 0, 1])
@@ -97,3 +97,42 @@ def test_a_task_depends_on_its_own_row_alone_and_an_empty_one_is_worth_zero():
     changed[1] += 1
     everywhere = torch.ones_like(valid)
     assert reinforce(log_prob, changed, everywhere)[0] == reinforce(log_prob, advantages, everywhere)[0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),  # inside: the plain surrogate, whose derivative in log pi is ratio times advantage
+        (1.1, -2.0, -2.2, -2.2),
+        (1.5, 2.0, 2.4, 0.0),  # gained enough: clipped at 1.2, no further push
+        (0.5, -2.0, -1.6, 0.0),  # likewise at 0.8
+        (0.5, 2.0, 1.0, 1.0),  # moved the wrong way: never clipped
+        (1.5, -2.0, -3.0, -3.0),
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, value, slope):
+    log_prob = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    zero, a = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[advantage]], dtype=torch.float64)
+    gain = likelihood_ratio(log_prob, zero, a, torch.ones(1, 1, dtype=torch.bool), clip_range=0.2)
+    assert float(gain.detach()) == pytest.approx(value)
+    assert float(torch.autograd.grad(gain.sum(), log_prob)[0]) == pytest.approx(slope)
+
+
+def test_dice_with_returns_to_go_is_the_sum_of_boxed_rewards():
+    """Summation by parts: sum_t (box_t - box_{t-1}) R_t = sum_t box_t r_t - sum_t r_t, episode by episode."""
+    generator = torch.Generator().manual_seed(0)
+    rewards, old, new = (torch.randn(7, generator=generator, dtype=torch.float64) for _ in range(3))
+    starts = torch.tensor([True, False, False, True, False, False, False])
+    to_go = torch.cat([rewards[:3].flip(0).cumsum(0).flip(0), rewards[3:].flip(0).cumsum(0).flip(0)])
+    boxes = torch.cat([(new - old)[:3].cumsum(0).exp(), (new - old)[3:].cumsum(0).exp()])
+    rows = [x.unsqueeze(0) for x in (new, old, to_go)]
+    ours = dice(*rows, torch.ones(1, 7, dtype=torch.bool), starts.unsqueeze(0))
+    torch.testing.assert_close(7 * ours[0], (boxes * rewards).sum() - rewards.sum())
+
+
+def test_dice_ignores_padding():
+    new, old, advantages = (torch.tensor([[0.1, 0.2, math.nan]]) for _ in range(3))
+    new.requires_grad_()
+    valid, starts = torch.tensor([[True, True, False]]), torch.tensor([[True, False, False]])
+    (gradient,) = torch.autograd.grad(dice(new, old, advantages, valid, starts).sum(), new)
+    assert gradient[0, :2].tolist() == pytest.approx([0.05, 0.1]) and gradient[0, 2] == 0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from script_runs import SCRIPTS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -43,7 +45,7 @@ def test_gradients_report_every_estimator_and_the_line_search_of_a_run(
     *rows, searched = json.loads(target.read_text())
     assert [row["name"] for row in rows] == [f"gradients/{n}" for n in ("reinforce", "lvc", "dice", "first order")]
     for i, row in enumerate(rows):
-        assert row["relative_sd"] > 0 and row["norm"] > 0 and row["relative_bias"] >= 0
+        assert {"relative_bias", "noise", "relative_sd", "norm"} <= set(row)
         assert row["cosines"][i] == pytest.approx(1.0) and -1 <= row["cosine"] <= 1
     assert 0 <= searched["acceptance_rate"] <= 1 and searched["iterations"] == 2
     assert "relative standard deviation of DiCE over LVC" in out
@@ -71,3 +73,27 @@ def test_what_belongs_to_another_measurement_is_refused(run_script: Run, argumen
     code, _, err = run_script("benchmark", *arguments)
     assert code == 2 and err.count("\n") == 1
     assert all(word in err for word in words)
+
+
+def test_bias_and_spread_of_gradients_are_found_where_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean (3, 4), norm 5; a bias of 2; standard deviation 4 in each of two directions, so 4 sqrt(2) in all."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _benchmark_gradients import gradient_row
+
+    generator = torch.Generator().manual_seed(0)
+    truth, draws = torch.tensor([3.0, 4.0], dtype=torch.float64), 20000
+
+    def drawn(mean: torch.Tensor, sd: float) -> torch.Tensor:
+        return mean + sd * torch.randn(draws, 2, generator=generator, dtype=torch.float64)
+
+    reference = drawn(truth, 1.0)
+    row = gradient_row("x", drawn(truth + torch.tensor([2.0, 0.0]), 4.0), reference)
+    assert row.relative_bias == pytest.approx(2 / 5, abs=0.03)
+    assert row.relative_sd == pytest.approx(4 * 2**0.5 / 41**0.5, rel=0.03)
+    assert row.norm == pytest.approx(41**0.5, rel=0.02)
+    assert row.noise == pytest.approx(((32 + 2) / draws) ** 0.5 / 5, rel=0.1)
+    # With few draws the noise in a mean must not pass for its norm: 8 times the norm, seen through 40 draws.
+    long = torch.full((400,), 0.25, dtype=torch.float64)  # norm 5
+    noisy = long + 8 * 5 / 20 * torch.randn(100, 40, 400, generator=generator, dtype=torch.float64)
+    found = sorted(gradient_row("x", draws, noisy[0]).relative_sd for draws in noisy)
+    assert found[len(found) // 2] == pytest.approx(8, rel=0.1)

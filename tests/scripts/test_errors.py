@@ -19,7 +19,7 @@ import pytest
 import torch
 from script_runs import SCRIPTS, TINY, start
 
-from metarl.experiment.config import preset
+from metarl.experiment.presets import preset
 
 Run = Callable[..., tuple[int, str, str]]
 

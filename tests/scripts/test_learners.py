@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_runs import SCRIPTS
 
 from metarl.algorithms.learners import LEARNERS
-from metarl.experiment.config import TrainConfig, check, preset
+from metarl.evaluation import AdaptationCurve
+from metarl.experiment.checks import check
+from metarl.experiment.config import TrainConfig
+from metarl.experiment.presets import preset
 from metarl.experiment.run_directory import read_config
 from metarl.experiment.trainer import Trainer
 
@@ -85,6 +90,21 @@ def test_a_fine_tuned_runs_step_size_is_chosen_on_training_tasks_and_used(run_sc
         assert run_script("evaluate", copy, "--num-tasks", 3, "--episodes", 2, "--json", out)[0] == 0
         curves[lr] = json.loads(out.read_text())["return_mean"]
     assert picked == curves[chosen] and curves[0.001] != curves[2.0]
+
+
+def test_the_better_of_two_step_sizes_is_chosen(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {0.1: -5.0, 0.2: -3.0, 0.3: -4.0, 0.4: float("nan")}
+
+    def curve(self: Trainer, inner_lr: float) -> AdaptationCurve:
+        return AdaptationCurve(torch.tensor([[-9.0, scores[inner_lr]]], dtype=torch.float64), 0)
+
+    monkeypatch.setattr(Trainer, "_validation_curve", curve)
+    lrs = ("--validation.inner-lrs", *scores, "--validation.steps", 1)
+    assert run_script("train", "pretrain", *SIZES, *lrs, "--iterations", 2, "--run-dir", tmp_path / "run")[0] == 0
+    assert checkpoint(tmp_path / "run", "best")["inner_lr"] == 0.2
+    assert rows(tmp_path / "run")[-1]["validation/score"] == -3.0
 
 
 def test_an_oracle_sees_its_task_and_is_measured_before_adapting(run_script: Run, tmp_path: Path) -> None:
@@ -194,3 +214,60 @@ def test_replication_of_learners_prints_a_row_for_each(run_script: Run, tmp_path
         assert f"{found[name]['return_mean'][1]:.2f} ± {found[name]['interval'][1]:.2f}" in line
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert run_script("replicate", "learners", "--learners", "magic", "--out", tmp_path)[0] == 2
+    code, _, err = run_script("replicate", "maml2017", "--env-steps", 1, "--out", tmp_path)
+    assert code == 2 and "--env-steps belongs to the protocol learners" in err
+
+
+def test_intervals_by_hand_and_over_random_seeds_and_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _replicate_protocols import interval95
+
+    # Two seeds, two tasks: means of seeds 2 and 6 (sd sqrt 8), of tasks 3 and 5 (sd sqrt 2).
+    returns = torch.tensor([[[1.0], [3.0]], [[5.0], [7.0]]], dtype=torch.float64)
+    of_tasks, of_seeds = 1.96 * 2**0.5 / 2**0.5, 12.706 * 8**0.5 / 2**0.5
+    assert float(interval95(returns)) == pytest.approx((of_tasks**2 + of_seeds**2) ** 0.5)
+    assert float(interval95(returns[:1])) == pytest.approx(1.96)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    covered = 0
+    for _ in range(2000):
+        returns = 0.3 * normal(3, 1, 1) + normal(1, 40, 1) + 0.5 * normal(3, 40, 1)
+        covered += bool((returns.mean() - 0.0).abs() <= interval95(returns)[0])
+    assert 0.93 < covered / 2000 < 0.99
+
+
+@pytest.mark.parametrize("name", [name for name, named in LEARNERS.items() if named.is_trained])
+def test_every_learner_gets_the_same_number_of_environment_steps(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _replicate_protocols import equal_steps_config
+
+    config = equal_steps_config(name, "navigation-2d", 100, 6_000_000)
+    learner = config.learner
+    collections = learner.num_inner_steps + (name != "reptile")
+    steps = config.iterations * learner.meta_batch_size * learner.steps_per_task * collections
+    assert steps == pytest.approx(6_000_000, rel=0.02)
+    check(config)
+
+
+def test_a_seed_that_diverged_does_not_take_the_table_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _replicate_protocols import Summary
+
+    records = [
+        {"per_task": [[1.0, 2.0], [3.0, 4.0]], "seed": 0},
+        {"per_task": [[math.nan, 1.0], [1.0, 1.0]], "seed": 1},
+    ]
+    row = Summary("x", records).mean_row()
+    assert math.isnan(row.mean[0]) and row.mean[1] == 2.0 and math.isfinite(row.interval[1])
+    assert Summary("x", records).record()["return_mean"][1] == 2.0
+
+
+def test_gradients_of_a_run_with_learned_step_sizes_are_measured(run_script: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_script("train", "meta-sgd", *SIZES, "--iterations", 1, "--run-dir", run)[0] == 0
+    code, out, err = run_script("benchmark", "gradients", "--run", run, "--repeats", 2)
+    assert code == 0, err
+    assert "gradients/dice" in out

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from metarl.experiment.config import PolicyConfig, TrainConfig, preset
+from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.presets import preset
 
 PUBLISHED: dict[str, Any] = {
     "num_inner_steps": 1,

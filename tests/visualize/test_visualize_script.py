@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import envs
-from metarl.experiment.config import PolicyConfig, TrainConfig, preset, to_json
+from metarl.experiment.config import PolicyConfig, TrainConfig, to_json
 from metarl.experiment.files import save_checkpoint, write_json
+from metarl.experiment.presets import preset
 from metarl.experiment.run_directory import CHECKPOINT_FORMAT
 from metarl.experiment.trainer import make_policy
 from metarl.policies import initial_params

@@ -1,0 +1,133 @@
+"""What a run's settings may be: values that make no sense are refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from metarl.algorithms.composition import contradiction
+from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.learners import LEARNERS
+from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.errors import UserError
+from metarl.experiment.presets import preset
+
+_INFINITY = float("inf")
+_FLAGS = {f.name for kind in (PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "positive": (
+        lambda x: 0 < x < _INFINITY,
+        (
+            *("iterations", "keep_every", "policy.min_std", "validation.num_tasks"),
+            *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters"),
+            *("learner.line_search_steps", "learner.max_kl", "learner.inner_lr"),
+            *("learner.later_lr_factor", "learner.outer_lr", "learner.outer_epochs"),
+        ),
+    ),
+    "zero or more": (
+        lambda x: 0 <= x < _INFINITY,
+        (
+            *("num_threads", "validation.every", "validation.steps", "learner.steps_per_task"),
+            *("learner.num_inner_steps", "learner.cg_damping", "learner.cg_tolerance", "learner.chunk_size"),
+            *("learner.memory_budget_mb", "learner.exploration_credit", "learner.inner_kl_penalty"),
+            "policy.context_dim",
+        ),
+    ),
+    "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
+    "above 0 and at most 1": (
+        lambda x: 0 < x <= 1,
+        ("learner.gamma", "learner.fvp_fraction", "learner.line_search_decay"),
+    ),
+    "zero or more and below 1": (lambda x: 0 <= x < 1, ("learner.clip_range",)),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, ("learner.gae_lambda",)),
+}
+"""What a field must be -> whether it is, and the fields."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Fields as the person knows them: where they stand in the file, or the flags they are on the command line."""
+
+    source: Path | None
+
+    def label(self, field: str) -> str:
+        """The subject of a sentence: `learner.inner_lr` is `--inner-lr`."""
+        if self.source is not None:
+            return f"{self.source}: {field}"
+        return "--" + field.removeprefix("learner.").removeprefix("policy.").replace("_", "-")
+
+    def within(self, sentence: str) -> str:
+        """A sentence that names fields."""
+        if self.source is not None:
+            return sentence
+        return re.sub(
+            r"\b[a-z]+(_[a-z]+)+\b",
+            lambda match: "--" + match[0].replace("_", "-") if match[0] in _FLAGS else match[0],
+            sentence,
+        )
+
+
+def check(config: TrainConfig, source: Path | None = None) -> None:
+    """Refuses values that make no sense.
+
+    Args:
+        config: The settings.
+        source: The file they stand in; None for the command line.
+
+    Raises:
+        UserError: Naming the first field that is out of range and what would be right.
+    """
+    words = _Words(source)
+    for rule, (good, names) in _RANGES.items():
+        for name in names:
+            value = operator.attrgetter(name)(config)
+            if not good(value):
+                raise UserError(f"{words.label(name)} is {value}; it must be {rule}.")
+    if config.algorithm not in LEARNERS:
+        prefix = f"{source}: unknown" if source else "Unknown"
+        raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(LEARNERS)}.")
+    _check_policy(config.policy, words)
+    _check_composition(config, words)
+
+
+def _check_policy(policy: PolicyConfig, words: _Words) -> None:
+    if min(policy.hidden_sizes, default=1) < 1:
+        sizes = " ".join(map(str, policy.hidden_sizes))
+        raise UserError(f"{words.label('policy.hidden_sizes')} is {sizes}; each must be positive.")
+    if not policy.min_std <= policy.init_std < _INFINITY:
+        raise UserError(
+            f"{words.label('policy.init_std')} is {policy.init_std}; it must be a number and at least "
+            f"{words.within('min_std')} ({policy.min_std})."
+        )
+    if policy.activation not in ("relu", "tanh"):
+        raise UserError(f"{words.label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")
+
+
+def _check_composition(config: TrainConfig, words: _Words) -> None:
+    learner, validation = config.learner, config.validation
+    problem = contradiction(learner)
+    if problem is None and (learner.adapted == "context") != (config.policy.context_dim > 0):
+        raise UserError(
+            f"{words.label('learner.adapted')} is {learner.adapted} and {words.within('context_dim')} is "
+            f"{config.policy.context_dim}; a context needs a length above 0, and nothing else does."
+        )
+    if problem is not None:
+        name, says = problem
+        if words.source is None:
+            if getattr(preset(config.algorithm, config.family).learner, name) == getattr(learner, name):
+                says += " It is the preset's."
+            if name == "step_weights":
+                says += " The flag without a value clears it."
+        raise UserError(f"{words.label('learner.' + name)} {words.within(says)}")
+    if validation.inner_lrs and learner.learned_lr != "no":
+        raise UserError(
+            f"{words.label('validation.inner_lrs')} has step sizes to choose from, but the learner learns its own "
+            + words.within(f"(learned_lr {learner.learned_lr}).")
+        )
+    if not all(0 < value < _INFINITY for value in validation.inner_lrs):
+        sizes = " ".join(map(str, validation.inner_lrs))
+        raise UserError(f"{words.label('validation.inner_lrs')} is {sizes}; each must be positive.")
