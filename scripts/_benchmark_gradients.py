@@ -149,6 +149,9 @@ def print_gradients(rows: Sequence[GradientRow], cosines: Tensor) -> None:
             f"{row.name:<24}{row.relative_bias:>10.3f}{row.noise:>9.3f}{row.relative_sd:>9.2f}{row.cosine:>8.3f}"
             f"{row.norm:>9.4f}   {between}"
         )
+    if any(math.isnan(value) for row in rows for value in (row.relative_bias, row.relative_sd)):
+        print("nan: the noise of so few draws leaves nothing of a norm; give a larger --repeats")
+    print("rel. bias: what is left after the noise beside it was taken off; far below the noise it is not resolved")
     sd = {row.name.removeprefix("gradients/"): row.relative_sd for row in rows}
     print(f"relative standard deviation of DiCE over LVC: {sd['dice'] / sd['lvc']:.2f} (published: about 2)")
 

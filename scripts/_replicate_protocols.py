@@ -109,7 +109,7 @@ class Summary:
     @property
     def interval_label(self) -> str:
         """What the interval of `mean_row` is of."""
-        return "95 % over tasks and seeds (Student's t)" if len(self.records) > 1 else "95 % over tasks"
+        return "95 % over tasks and seeds (Student's t for the seeds)" if len(self.records) > 1 else "95 % over tasks"
 
     def mean_row(self) -> CurveRow:
         """Mean over seeds with its interval; NaN where a seed's evaluation was not finite."""

@@ -11,7 +11,7 @@
 a GPU at 64 to 131072 worlds, with the CPU's rate beside.
 `update`: one meta-update on recorded rollouts against its matrix products (one inner step) at their measured rate.
 `iteration`: a whole MAML-TRPO iteration, split into both.
-`learners`: an iteration of every learner, against MAML-TRPO's.
+`learners`: an iteration of every learner that is trained (the oracle's is that of pretrain), against MAML-TRPO's.
 `gradients`: bias and spread of the meta-gradient under every estimator, at a random policy or at a run's; of a run also
 what its line search accepted. The ratio is measured / limit. CPU-seconds count all threads
 of the process; on a shared machine quote ratios, not seconds. On a GPU seconds are wall time. A family
@@ -85,6 +85,8 @@ def measured_gradients(arguments: Arguments, config: TrainConfig) -> list[dict[s
 
     if arguments.run:
         run = _common.load_run(arguments.run)
+        if run.config.learner.num_inner_steps == 0:
+            raise UserError(f"{arguments.run} has no inner step in training, so that estimators do not differ.")
         case = GradientCase(run.family, run.policy, run.params, run.config.learner, config.num_threads or None)
     else:
         family = _common.make_family(arguments.family)

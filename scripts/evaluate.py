@@ -88,8 +88,9 @@ def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[
 def check_arguments(arguments: Arguments) -> None:
     """Refuses what cannot be run before anything is loaded."""
     _common.require_positive(arguments, "num_tasks", "episodes")
-    if (arguments.steps or 0) < 0 or arguments.seed < 0:
-        raise UserError(f"--steps ({arguments.steps}) and --seed ({arguments.seed}) must be zero or more.")
+    for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
+        if value < 0:
+            raise UserError(f"{flag} is {value}; it must be zero or more.")
     if not arguments.runs:
         raise UserError("No run was named; name a run directory that train.py made, or one under pretrained/.")
     check_device(arguments.device)
@@ -125,7 +126,9 @@ def main() -> None:
         print(described if len(runs) == 1 else f"{run.path}: {described}")
     env_steps = sum(record["env_steps"] for record in records)
     print(f"return before each inner step, mean over {origin}; {env_steps:,} environment steps")
-    labels = ["this run (± 95 % over tasks)"] if len(runs) == 1 else [str(run.path) for run in runs]
+    names = [run.path.name for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    labels = ["this run (± 95 % over tasks)"] if len(runs) == 1 else labels
     rows = [CurveRow.of_record(label, record) for label, record in zip(labels, records, strict=True)]
     published = first.family.spec.published
     print(curve_table([*rows, *map(CurveRow.of_published, published)]))

@@ -40,7 +40,7 @@ class Arguments:
         families: Families to train, each in the variant of MAML 2017.
         learners: Which learners, in the protocol of that name; by default all.
         seeds: Number of seeds: 0, 1, ...
-        quick: A few minutes per seed instead of the full number of iterations.
+        quick: A few minutes per seed instead of the full number of iterations; of learners a tenth of --env-steps.
         env_steps: Environment steps of each training in the protocol `learners`.
         steps: Inner steps in evaluation; by default 3, or what a learner is made for.
         out: Where the runs are kept.
@@ -136,7 +136,7 @@ def main() -> None:
             f"\n{FAMILIES[family]}: return before each inner step, mean over the published test tasks; ± as said below"
         )
         print(curve_table([*map(CurveRow.of_published, published), *rows]))
-        print(f"± of a mean of seeds: {summaries[0].interval_label}; of one seed: 95 % over tasks")
+        print(f"± of a learner: {summaries[0].interval_label}; of one seed: 95 % over tasks")
         print(f"published numbers: {published[0].source}")
         results[family] = {summary.label: summary.record() for summary in summaries}
         if arguments.plot:

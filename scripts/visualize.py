@@ -29,7 +29,7 @@ class Arguments:
     Attributes:
         run: Run directory, or one under pretrained/.
         tasks: How many tasks to show: by default 6 in a path figure, 2 in videos (the lowest and the highest).
-        steps: Inner gradient steps to take.
+        steps: Inner gradient steps to take; by default 3, and 0 for an oracle.
         out: Directory to write into; by default "figures" in the run, or here if the run cannot be written.
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
             kept, e.g. iteration_50.
@@ -39,7 +39,7 @@ class Arguments:
 
     run: tyro.conf.Positional[Path]
     tasks: int | None = None
-    steps: int = 3
+    steps: int | None = None
     out: Path | None = None
     checkpoint: str = "best"
     seed: int = 0
@@ -66,16 +66,19 @@ def output_directory(arguments: Arguments) -> Path:
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="visualize.py")
-    _common.require_positive(arguments, "steps", "tasks")
-    if arguments.seed < 0:
-        raise UserError(f"--seed is {arguments.seed}; it must be zero or more.")
+    _common.require_positive(arguments, "tasks")
+    for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
+        if value < 0:
+            raise UserError(f"{flag} is {value}; it must be zero or more.")
     _common.prepare_display()
     run = _common.load_run(arguments.run, arguments.checkpoint)
     out = output_directory(arguments)
 
+    from metarl.experiment.evaluate_run import DEFAULT_STEPS, default_steps
     from metarl.visualize.show import show_run
 
-    options = {"num_steps": arguments.steps, "num_shown": arguments.tasks, "seed": arguments.seed}
+    steps = min(DEFAULT_STEPS, default_steps(run)) if arguments.steps is None else arguments.steps
+    options = {"num_steps": steps, "num_shown": arguments.tasks, "seed": arguments.seed}
     for picture in show_run(run, out, sampled=arguments.actions == "sampled", **options):
         print(f"wrote {picture.path}" + (f"  ({picture.note})" if picture.note else ""), flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 
 from metarl.algorithms.config import LearnerConfig
@@ -18,6 +19,27 @@ OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
 }
 """`LearnerConfig.outer_optimizer` -> what it is. One that is added here composes with everything else."""
 
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "positive": (
+        lambda x: 0 < x < math.inf,
+        (
+            *("meta_batch_size", "episodes_per_task", "cg_iters", "line_search_steps", "max_kl"),
+            *("inner_lr", "later_lr_factor", "outer_lr", "outer_epochs"),
+        ),
+    ),
+    "zero or more": (
+        lambda x: 0 <= x < math.inf,
+        (
+            *("steps_per_task", "num_inner_steps", "cg_damping", "cg_tolerance", "chunk_size", "memory_budget_mb"),
+            *("exploration_credit", "inner_kl_penalty"),
+        ),
+    ),
+    "above 0 and at most 1": (lambda x: 0 < x <= 1, ("gamma", "fvp_fraction", "line_search_decay")),
+    "zero or more and below 1": (lambda x: 0 <= x < 1, ("clip_range",)),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, ("gae_lambda",)),
+}
+"""What a field must be -> whether it is, and the fields."""
+
 _NEEDS_INNER_STEPS = {
     "inner_estimator": "there is no inner step to take it through",
     "exploration_credit": "there are no rollouts that an inner step was taken on",
@@ -28,11 +50,15 @@ _NEEDS_INNER_STEPS = {
 
 
 def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
-    """The first setting that means nothing together with the others, and a sentence's rest that says why.
+    """The first setting that is out of range or means nothing together with the others, and a sentence's rest on why.
 
     Returns:
         None where the settings compose. Otherwise (field, "is ...; ...").
     """
+    for rule, (good, names) in _RANGES.items():
+        for name in names:
+            if not good(getattr(config, name)):
+                return name, f"is {getattr(config, name)}; it must be {rule}."
     for name, known in (("inner_estimator", ESTIMATORS), ("outer_optimizer", OUTER_OPTIMIZERS)):
         if getattr(config, name) not in known:
             return name, f"is {getattr(config, name)!r}; it must be one of {', '.join(known)}."
@@ -48,8 +74,8 @@ def _unread(config: LearnerConfig) -> tuple[str, str] | None:
         if readers and field.name not in read and value != field.default:
             return field.name, (
                 f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
-                f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} it. Leave it at "
-                f"{field.default or 'its default'}."
+                f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} it. It must be "
+                f"{field.default or 'empty'} here."
             )
     return None
 
@@ -95,9 +121,6 @@ def _without_effect(config: LearnerConfig) -> tuple[str, str] | None:
             f"is {config.exploration_credit}, but inner_estimator {config.inner_estimator} already credits what an "
             "inner step learns from, through its curvature; only reinforce leaves that to the extra term."
         )
-    for name in ("exploration_credit", "inner_kl_penalty"):
-        if not 0 <= getattr(config, name) < math.inf:
-            return name, f"is {getattr(config, name)}; it must be zero or more."
     if config.exploration_credit and config.meta_batch_size < 2:
         return "meta_batch_size", "is 1; exploration_credit compares a task's return with other tasks', so 2 or more."
     return None

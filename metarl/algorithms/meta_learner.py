@@ -98,6 +98,8 @@ class MetaLearner:
     def for_family(family: TaskFamily, algorithm: str = "maml-trpo", seed: int = 0, **settings: Any) -> MetaLearner:
         """A named learner with a 100-100 tanh Gaussian policy of the family's sizes.
 
+        The scripts' presets and what validation does (choosing a step size) are not part of it.
+
         Args:
             family: Task family.
             algorithm: One of `metarl.algorithms.learners.LEARNERS`.
@@ -105,8 +107,11 @@ class MetaLearner:
             **settings: Fields of `LearnerConfig` that differ from the learner's own.
 
         Raises:
-            ValueError: If the learner is an oracle and the family does not show its task.
+            ValueError: If the name is unknown, the settings make no sense, or the learner is an oracle and the family
+                does not show its task.
         """
+        if algorithm not in LEARNERS:
+            raise ValueError(f"Unknown algorithm {algorithm!r}. Known: {', '.join(LEARNERS)}.")
         learner = LEARNERS[algorithm]
         if learner.observe_task and not getattr(family, "observe_task", False):
             raise ValueError(f"{algorithm} sees its task; make the family with observe_task=True.")

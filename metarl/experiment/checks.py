@@ -19,33 +19,14 @@ from metarl.experiment.presets import preset
 _INFINITY = float("inf")
 _FLAGS = {f.name for kind in (PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
 _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
-    "positive": (
-        lambda x: 0 < x < _INFINITY,
-        (
-            *("iterations", "keep_every", "policy.min_std", "validation.num_tasks"),
-            *("learner.meta_batch_size", "learner.episodes_per_task", "learner.cg_iters"),
-            *("learner.line_search_steps", "learner.max_kl", "learner.inner_lr"),
-            *("learner.later_lr_factor", "learner.outer_lr", "learner.outer_epochs"),
-        ),
-    ),
+    "positive": (lambda x: 0 < x < _INFINITY, ("iterations", "keep_every", "policy.min_std", "validation.num_tasks")),
     "zero or more": (
         lambda x: 0 <= x < _INFINITY,
-        (
-            *("num_threads", "validation.every", "validation.steps", "learner.steps_per_task"),
-            *("learner.num_inner_steps", "learner.cg_damping", "learner.cg_tolerance", "learner.chunk_size"),
-            *("learner.memory_budget_mb", "learner.exploration_credit", "learner.inner_kl_penalty"),
-            "policy.context_dim",
-        ),
+        ("num_threads", "validation.every", "validation.steps", "policy.context_dim"),
     ),
     "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
-    "above 0 and at most 1": (
-        lambda x: 0 < x <= 1,
-        ("learner.gamma", "learner.fvp_fraction", "learner.line_search_decay"),
-    ),
-    "zero or more and below 1": (lambda x: 0 <= x < 1, ("learner.clip_range",)),
-    "between 0 and 1": (lambda x: 0 <= x <= 1, ("learner.gae_lambda",)),
 }
-"""What a field must be -> whether it is, and the fields."""
+"""What a field must be -> whether it is, and the fields. Those of the learner are in `composition`."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +100,17 @@ def _check_composition(config: TrainConfig, words: _Words) -> None:
         name, says = problem
         if words.source is None:
             if getattr(preset(config.algorithm, config.family).learner, name) == getattr(learner, name):
-                says += " It is the preset's."
+                says += f" ({config.algorithm} sets it so.)"
             if name == "step_weights":
                 says += " The flag without a value clears it."
         raise UserError(f"{words.label('learner.' + name)} {words.within(says)}")
+    if LEARNERS[config.algorithm].observe_task and not config.observe_task:
+        raise UserError(f"{words.label('observe_task')} is off; {config.algorithm} is the policy that sees its task.")
+    if validation.inner_lrs and not validation.steps and validation.every:
+        raise UserError(
+            f"{words.label('validation.inner_lrs')} has step sizes to choose from, but validation takes no step: "
+            f"{words.label('validation.steps')} is 0."
+        )
     if validation.inner_lrs and learner.learned_lr != "no":
         raise UserError(
             f"{words.label('validation.inner_lrs')} has step sizes to choose from, but the learner learns its own "

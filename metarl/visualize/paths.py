@@ -80,6 +80,7 @@ def draw_paths(
     panels: Sequence[int],
     *,
     detail: str,
+    goal_observed: bool = False,
     episodes_shown: int = 4,
 ) -> Path:
     """Draws one panel per task with the paths of a few episodes before adaptation and after each inner step.
@@ -91,6 +92,7 @@ def draw_paths(
         returns: `[task, K + 1]`, mean over all of a task's episodes.
         panels: The tasks to show.
         detail: What was run, e.g. family, algorithm and iteration.
+        goal_observed: Whether the policy sees its goal.
         episodes_shown: Paths per panel and step.
 
     Returns:
@@ -115,10 +117,10 @@ def draw_paths(
             _frame(ax, half, left=i % columns == 0, bottom=i + columns >= len(panels))
             _panel(ax, recorded[task], centres[task], colours, half, episodes_shown)
             _returns_line(ax, returns[task].tolist(), colours)
-        _legend(figure, colours)
+        _legend(figure, colours, goal_observed)
         title(
             figure,
-            "One policy, before and after adapting to each goal",
+            "One policy, before and after adapting to each goal" if len(colours) > 1 else "One policy, as it is",
             f"{detail} {DOT} thin: single episodes, thick: mean of all",
         )
     return path
@@ -169,13 +171,14 @@ def _returns_line(ax: Axes, returns: Sequence[float], colours: Sequence[str]) ->
     ax.add_artist(AnchoredOffsetbox("lower left", child=line, pad=0, borderpad=0.4, frameon=False, **above))
 
 
-def _legend(figure: Figure, colours: Sequence[str]) -> None:
+def _legend(figure: Figure, colours: Sequence[str], goal_observed: bool) -> None:
     marks = [
         Line2D([], [], marker="o", linestyle="", color="white", markeredgecolor=INK, markersize=7, markeredgewidth=1.6),
         Line2D([], [], marker="*", linestyle="", color=GOAL, markersize=14, markeredgecolor="white"),
     ]
     lines = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours]
-    labels = ["start", "goal (not observed)", *(step_label(k) for k in range(len(colours)))]
+    goal = "goal (observed)" if goal_observed else "goal (not observed)"
+    labels = ["start", goal, *(step_label(k) for k in range(len(colours)))]
     figure.legend(
         [*marks, *lines],
         labels,

@@ -79,7 +79,7 @@ def show_run(
     Args:
         run: The loaded run.
         out: An existing directory.
-        num_steps: Inner steps, at least 1.
+        num_steps: Inner steps.
         num_shown: Tasks to show; None takes `PATH_TASKS` or `VIDEO_TASKS`, if there are so many.
         seed: Noise seed of the evaluation, and of drawn tasks.
         sampled: In videos, actions drawn as in the evaluation; otherwise the mean action.
@@ -103,7 +103,15 @@ def show_run(
         if planar:
             path = out / "paths.png"
             yield Picture(
-                draw_paths(path, data.rollouts, tasks, curve.returns, evaluated.shown, detail=evaluated.detail)
+                draw_paths(
+                    path,
+                    data.rollouts,
+                    tasks,
+                    curve.returns,
+                    evaluated.shown,
+                    detail=evaluated.detail,
+                    goal_observed=run.config.observe_task,
+                )
             )
         if renderer is not None:
             yield from write_videos(evaluated, out, renderer, sampled)
