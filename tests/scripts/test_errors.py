@@ -158,6 +158,8 @@ def test_ctrl_c_while_python_is_still_importing(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        # What runs the tests in the background may have SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     # torch's first modules are there, the last ones are not.
