@@ -93,9 +93,10 @@ class InnerLoop:
         meta = {name: value for name, value in params.items() if not self._is_reset(name)}
         if self.learned_lr == "no":
             return meta
+        mask = self.mask
         for k in range(self.num_learned_steps if self.learned_lr == "per_step" else 1):
             for name, value in params.items():
-                if self.mask is None or self.mask[name]:
+                if mask is None or mask[name]:
                     meta[f"inner_lr.{k}.{name}"] = torch.full_like(value, self._fixed_lr(k))
         return meta
 
@@ -162,8 +163,11 @@ class InnerLoop:
         """Whether a parameter starts every adaptation at 0 instead of at a meta-parameter."""
         return self.adapted == "context" and name == CONTEXT
 
+    def _factor(self, k: int) -> float:
+        return 1.0 if k == 0 else self.later_lr_factor
+
     def _fixed_lr(self, k: int) -> float:
-        return self.inner_lr * (1.0 if k == 0 else self.later_lr_factor)
+        return self.inner_lr * self._factor(k)
 
     def _lr(self, meta: Params, k: int) -> Any:
         if self.learned_lr == "no":
@@ -176,7 +180,7 @@ class InnerLoop:
         """Which learned step sizes inner step k takes, and times what."""
         if self.learned_lr == "per_step":
             return min(k, self.num_learned_steps - 1), 1.0
-        return 0, 1.0 if k == 0 else self.later_lr_factor
+        return 0, self._factor(k)
 
 
 @final

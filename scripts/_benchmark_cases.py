@@ -224,7 +224,7 @@ def measure_learners(case: Case, repeats: int) -> list[Row]:
             config = dataclasses.replace(config, fvp_fraction=case.config.fvp_fraction)
         if named.is_trained and not named.observe_task:  # the oracle is pretraining with more inputs
             policy = GaussianMLPPolicy(
-                case.sizes[0], case.sizes[-1], case.sizes[1:-1], case.activation, context_dim=named.context_dim
+                case.sizes[0], case.sizes[-1], case.sizes[1:-1], case.activation, context_dim=config.context_dim
             )
             learners[name] = MetaLearner(case.family, policy, config, device=case.device, num_threads=case.threads)
     timings: dict[str, list[Timing[Any]]] = {name: [] for name in learners}

@@ -20,7 +20,6 @@ from torch import Tensor
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
-from metarl.collect import worlds_for_budget
 from metarl.experiment.progress import status
 from metarl.experiment.run_directory import read_metrics
 from metarl.inner_loop import ESTIMATORS
@@ -98,11 +97,12 @@ class GradientCase:
         self, estimators: Sequence[str], draws: int, episodes_factor: int, key: int
     ) -> Iterator[list[Tensor]]:
         """For every draw of rollouts one flat float64 gradient per estimator."""
-        budget = self.config.steps_per_task * episodes_factor
-        episodes = self.config.episodes_per_task * episodes_factor
-        config = dataclasses.replace(self.config, steps_per_task=budget, episodes_per_task=episodes)
-        tasks = self.family.sample_tasks(config.meta_batch_size)
-        worlds = worlds_for_budget(budget, self.family.horizon) if budget else episodes
+        config = dataclasses.replace(
+            self.config,
+            steps_per_task=self.config.steps_per_task * episodes_factor,
+            episodes_per_task=self.config.episodes_per_task * episodes_factor,
+        )
+        tasks, worlds = self.family.sample_tasks(config.meta_batch_size), config.worlds_per_task(self.family.horizon)
         env = self.family.batch(tasks, worlds, num_threads=self.num_threads)
         chunks = make_chunks(config, self.policy, self.family.horizon, "cpu", self.num_threads)
         for draw in range(draws):
@@ -113,7 +113,7 @@ class GradientCase:
                 num_steps=config.num_inner_steps,
                 noise_key=(MEASUREMENT, key, draw),
                 settings=config.advantage_settings(),
-                steps_per_task=budget or None,
+                steps_per_task=config.steps_per_task or None,
                 chunks=chunks,
             )
             batch = MetaBatch.of(data, config)

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # the package is not installed.
 sys.path.insert(0, str(REPOSITORY))
 
-from metarl.experiment.errors import UserError, describe_os_error, one_line  # noqa: E402
+from metarl.experiment.errors import UserError, one_line  # noqa: E402
 
 
 def prepare_display() -> None:
@@ -118,22 +118,6 @@ def require_positive(arguments: object, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
-
-
-def save_table(path: Path, record: dict) -> Path | None:
-    """Keeps an evaluation record in its run; says so and returns None where the run cannot be written.
-
-    A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
-    """
-    from metarl.experiment.files import write_json
-
-    file = path / f"evaluation_{record['checkpoint']}.json"
-    try:
-        write_json(file, record)
-    except OSError as error:
-        print(f"note: not saved in the run: {describe_os_error(error)}", file=sys.stderr)
-        return None
-    return file
 
 
 def load_run(path: Path, checkpoint: str = "best"):

@@ -13,10 +13,11 @@ a GPU at 64 to 131072 worlds, with the CPU's rate beside.
 `iteration`: a whole MAML-TRPO iteration, split into both.
 `learners`: an iteration of every learner that is trained (the oracle's is that of pretrain), against MAML-TRPO's.
 `gradients`: bias and spread of the meta-gradient under every estimator, at a random policy or at a run's; of a run also
-what its line search accepted. The ratio is measured / limit. CPU-seconds count all threads
-of the process; on a shared machine quote ratios, not seconds. On a GPU seconds are wall time. A family
-written in torch has no physics: its sampling limit is the bare transition and says little. docs/performance.md explains
-the figures.
+what its line search accepted.
+
+The ratio is measured / limit. CPU-seconds count all threads of the process; on a shared machine quote ratios, not
+seconds. On a GPU seconds are wall time. A family written in torch has no physics: its sampling limit is the bare
+transition and says little. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations

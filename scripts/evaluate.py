@@ -69,20 +69,19 @@ def is_default_protocol(arguments: Arguments, path: Path) -> bool:
 
 def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
     """A run's evaluation record, and where in the run it was saved."""
-    from metarl.experiment.evaluate_run import default_steps, evaluate_run, evaluation_record
+    from _evaluation import evaluated
 
-    curve, data = evaluate_run(
+    from metarl.experiment.evaluate_run import default_steps
+
+    return evaluated(
         run,
         tasks,
-        num_steps=default_steps(run) if arguments.steps is None else arguments.steps,
-        episodes_per_task=arguments.episodes,
+        steps=default_steps(run) if arguments.steps is None else arguments.steps,
+        keep=is_default_protocol(arguments, run.path),
+        episodes=arguments.episodes,
         seed=arguments.seed,
         device=arguments.device,
     )
-    record = evaluation_record(run, tasks, arguments.seed, curve, data)
-    if record["nonfinite_steps"]:
-        print(f"{run.path}: {record['nonfinite_steps']:,} steps were not finite: its returns mean little.")
-    return record, _common.save_table(run.path, record) if is_default_protocol(arguments, run.path) else None
 
 
 def check_arguments(arguments: Arguments) -> None:

@@ -82,21 +82,17 @@ def trained_run(path: Path, config: TrainConfig) -> Path:
     return path
 
 
-def evaluated(path: Path, num_steps: int | None) -> dict[str, Any]:
+def evaluation_of(path: Path, num_steps: int | None) -> dict[str, Any]:
     """Evaluation record of a finished run on the published tasks."""
-    from metarl.experiment.evaluate_run import default_steps, evaluate_run, evaluation_record, test_tasks
+    from _evaluation import evaluated
+
+    from metarl.experiment.evaluate_run import default_steps, test_tasks
 
     run = _common.load_run(path)
     tasks, _ = test_tasks(run, None, 0)
     steps = default_steps(run) if num_steps is None else num_steps
-    curve, data = evaluate_run(run, tasks, num_steps=steps, episodes_per_task=None)
-    record = evaluation_record(run, tasks, 0, curve, data)
-    if steps == default_steps(run):
-        # As evaluate.py does: a run's own table is always one of the same protocol.
-        _common.save_table(path, record)
-    if record["nonfinite_steps"]:
-        print(f"{path}: {record['nonfinite_steps']:,} steps of the evaluation were not finite; it means little.")
-    return record
+    # As evaluate.py does: a run's own table is always one of the same protocol.
+    return evaluated(run, tasks, steps=steps, keep=steps == default_steps(run))[0]
 
 
 @reports_errors
@@ -127,7 +123,7 @@ def main() -> None:
             records = []
             for path, config in runs:
                 check(config)
-                records.append(evaluated(trained_run(path, config), arguments.steps))
+                records.append(evaluation_of(trained_run(path, config), arguments.steps))
                 values = "  ".join(f"{value:.2f}" for value in records[-1]["return_mean"][:6])
                 print(f"  {label}, seed {config.seed}: {values}", flush=True)
             summaries.append(Summary(label, records))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import TypeAlias
 
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.outer import GradientAscent, NoUpdate, OuterOptimizer, Reptile
@@ -19,7 +21,10 @@ OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
 }
 """`LearnerConfig.outer_optimizer` -> what it is. One that is added here composes with everything else."""
 
-_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+Ranges: TypeAlias = Mapping[str, tuple[Callable[[float], bool], tuple[str, ...]]]
+"""What a field must be -> whether it is, and the fields (of fields: `learner.inner_lr`)."""
+
+_RANGES: Ranges = {
     "positive": (
         lambda x: 0 < x < math.inf,
         (
@@ -38,7 +43,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "zero or more and below 1": (lambda x: 0 <= x < 1, ("clip_range",)),
     "between 0 and 1": (lambda x: 0 <= x <= 1, ("gae_lambda",)),
 }
-"""What a field must be -> whether it is, and the fields."""
 
 _NEEDS_INNER_STEPS = {
     "inner_estimator": "there is no inner step to take it through",
@@ -55,14 +59,23 @@ def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
     Returns:
         None where the settings compose. Otherwise (field, "is ...; ...").
     """
-    for rule, (good, names) in _RANGES.items():
-        for name in names:
-            if not good(getattr(config, name)):
-                return name, f"is {getattr(config, name)}; it must be {rule}."
+    problem = out_of_range(config, _RANGES)
+    if problem is not None:
+        return problem
     for name, known in (("inner_estimator", ESTIMATORS), ("outer_optimizer", OUTER_OPTIMIZERS)):
         if getattr(config, name) not in known:
             return name, f"is {getattr(config, name)!r}; it must be one of {', '.join(known)}."
     return _unread(config) or _wrong_step_weights(config) or _without_inner_steps(config) or _without_effect(config)
+
+
+def out_of_range(config: object, ranges: Ranges) -> tuple[str, str] | None:
+    """The first field whose value is not what it must be, and a sentence's rest that says so."""
+    for rule, (good, names) in ranges.items():
+        for name in names:
+            value = operator.attrgetter(name)(config)
+            if not good(value):
+                return name, f"is {value}; it must be {rule}."
+    return None
 
 
 def _unread(config: LearnerConfig) -> tuple[str, str] | None:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metarl.collect import worlds_for_budget
 from metarl.inner_loop import Adapted, InnerLoop, LearnedLR
 from metarl.rollout_adaptation import AdvantageSettings
 from metarl.types import Policy
+
+CONTEXT_DIM = 5
+"""Length of a context parameter, where one adapts."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class LearnerConfig:
             adapted=self.adapted,
             first_order=self.first_order,
         )
+
+    @property
+    def context_dim(self) -> int:
+        """Length of the context parameter that a policy needs under these settings; 0 for none."""
+        return CONTEXT_DIM if self.adapted == "context" else 0
+
+    def worlds_per_task(self, horizon: int) -> int:
+        """Worlds per task that collect one phase's data at once: one per episode, or enough for the step budget."""
+        return worlds_for_budget(self.steps_per_task, horizon) if self.steps_per_task else self.episodes_per_task
 
     def objective_weights(self) -> dict[int, float]:
         """Inner step k -> weight of the policies after k steps in the meta-objective; they sum to 1."""

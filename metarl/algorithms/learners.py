@@ -12,9 +12,6 @@ from typing import Any
 FINETUNING_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Step sizes among which a policy that was not meta-learned finds its own, on training tasks."""
 
-CONTEXT_DIM = 5
-"""Length of a context parameter, where one adapts."""
-
 
 @dataclass(frozen=True)
 class NamedLearner:
@@ -36,11 +33,6 @@ class NamedLearner:
     finetuning_lrs: tuple[float, ...] = ()
     test_steps: int | None = None
     is_trained: bool = True
-
-    @property
-    def context_dim(self) -> int:
-        """Length of the policy's context parameter."""
-        return CONTEXT_DIM if self.settings.get("adapted") == "context" else 0
 
 
 _VPG = {"outer_optimizer": "adam"}

@@ -17,9 +17,8 @@ from torch import Tensor
 from metarl.agent import Agent
 from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
 from metarl.algorithms.config import LearnerConfig
-from metarl.algorithms.learners import CONTEXT_DIM, LEARNERS
+from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.outer import Update
-from metarl.collect import worlds_for_budget
 from metarl.memory import KEPT_LAYERS, graph_budget
 from metarl.metrics import rollout_metrics, step_size_metrics
 from metarl.noise import EVALUATION, TRAINING
@@ -89,10 +88,8 @@ class MetaLearner:
         self._device = device
         self.chunks = make_chunks(config, policy, family.horizon, device, num_threads)
         self._outer = OUTER_OPTIMIZERS[config.outer_optimizer](self.inner, self.params, config, self.chunks)
-        budget, episodes = config.steps_per_task, config.episodes_per_task
-        if budget:
-            episodes = worlds_for_budget(budget, family.horizon)
-        self._env = family.batch(self._tasks(), episodes, device, num_threads=num_threads)
+        worlds = config.worlds_per_task(family.horizon)
+        self._env = family.batch(self._tasks(), worlds, device, num_threads=num_threads)
 
     @staticmethod
     def for_family(family: TaskFamily, algorithm: str = "maml-trpo", seed: int = 0, **settings: Any) -> MetaLearner:
@@ -117,9 +114,8 @@ class MetaLearner:
             raise ValueError(f"{algorithm} sees its task; make the family with observe_task=True.")
         config = LearnerConfig(**{**learner.settings, **settings})
         generator = torch.Generator().manual_seed(seed)
-        context_dim = CONTEXT_DIM if config.adapted == "context" else 0
         policy = GaussianMLPPolicy(
-            family.observation_dim, family.action_dim, context_dim=context_dim, generator=generator
+            family.observation_dim, family.action_dim, context_dim=config.context_dim, generator=generator
         )
         return MetaLearner(family, policy, config, seed)
 

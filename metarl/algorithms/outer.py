@@ -131,7 +131,7 @@ class GradientAscent:
             self._adam.step()
             moved = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
             # A gradient that is finite may still overflow the second moment.
-            if not all(all_finite(values) for values in (gradient, moved, *self.state_dict().values())):
+            if not all(all_finite(values) for values in (gradient, moved, *self._adam.state.values())):
                 self._adam.load_state_dict(before)
                 return Update(None, {"gradient_norm": squared_norm(gradient) ** 0.5})
         after, kl, inner_kl = mean_objective(self._inner, moved, *problem)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from metarl.algorithms.composition import contradiction
+from metarl.algorithms.composition import Ranges, contradiction, out_of_range
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.config import PolicyConfig, TrainConfig
@@ -18,7 +16,7 @@ from metarl.experiment.presets import preset
 
 _INFINITY = float("inf")
 _FLAGS = {f.name for kind in (PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
-_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+_RANGES: Ranges = {
     "positive": (lambda x: 0 < x < _INFINITY, ("iterations", "keep_every", "policy.min_std", "validation.num_tasks")),
     "zero or more": (
         lambda x: 0 <= x < _INFINITY,
@@ -26,7 +24,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
 }
-"""What a field must be -> whether it is, and the fields. Those of the learner are in `composition`."""
+"""Of everything but the learner, whose ranges are in `composition`."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,9 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
         UserError: Naming the first field that is out of range and what would be right.
     """
     words = _Words(source)
-    for rule, (good, names) in _RANGES.items():
-        for name in names:
-            value = operator.attrgetter(name)(config)
-            if not good(value):
-                raise UserError(f"{words.label(name)} is {value}; it must be {rule}.")
+    problem = out_of_range(config, _RANGES)
+    if problem is not None:
+        raise UserError(f"{words.label(problem[0])} {problem[1]}")
     if config.algorithm not in LEARNERS:
         prefix = f"{source}: unknown" if source else "Unknown"
         raise UserError(f"{prefix} algorithm {config.algorithm!r}. Known: {', '.join(LEARNERS)}.")

@@ -57,7 +57,7 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
     named = LEARNERS[algorithm]
     for_learner = _Preset(
         None if named.is_trained else 1,
-        {"context_dim": named.context_dim},
+        {},
         {"inner_lrs": named.finetuning_lrs} | ({} if named.test_steps is None else {"steps": named.test_steps}),
         dict(named.settings),
     )
@@ -74,7 +74,7 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
         family=family_id,
         iterations=[500, *(part.iterations for part in parts if part.iterations)][-1],
         observe_task=named.observe_task,
-        policy=PolicyConfig(**merged("policy")),
+        policy=PolicyConfig(**{"context_dim": learner.context_dim, **merged("policy")}),
         # What is trained is what is validated, unless the family or the learner says otherwise.
         validation=ValidationConfig(**{"steps": max(1, learner.num_inner_steps), **merged("validation")}),
         learner=learner,

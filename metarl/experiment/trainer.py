@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from metarl.algorithms.meta_learner import MetaLearner
-from metarl.collect import worlds_for_budget
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
@@ -143,10 +142,10 @@ class Trainer:
         validation, settings = self.config.validation, self.config.learner
         if self._validation_env is None:
             # Kept: on a GPU its step is captured once, and memory is not given back at once.
-            budget, episodes, device = settings.steps_per_task, settings.episodes_per_task, self.config.device
-            worlds = worlds_for_budget(budget, self.family.horizon) if budget else episodes
-            threads = self.learner.chunks.num_threads
-            self._validation_env = self.family.batch(self._validation_tasks(), worlds, device, num_threads=threads)
+            worlds, threads = settings.worlds_per_task(self.family.horizon), self.learner.chunks.num_threads
+            self._validation_env = self.family.batch(
+                self._validation_tasks(), worlds, self.config.device, num_threads=threads
+            )
         tried = [(self._validation_curve(lr), lr) for lr in validation.inner_lrs or (settings.inner_lr,)]
         scores = [float(curve.mean[1:].mean() if validation.steps else curve.mean[0]) for curve, _ in tried]
         # Written so that a score that is not a number never becomes the best.

@@ -446,7 +446,7 @@ def test_every_named_learner_composes():
     for name, learner in LEARNERS.items():
         config = LearnerConfig(**learner.settings)
         assert contradiction(config) is None, name
-        inner = config.inner_loop(make_policy("gaussian", learner.context_dim))
+        inner = config.inner_loop(make_policy("gaussian", config.context_dim))
         assert inner.initial_meta()
 
 

@@ -20,12 +20,12 @@ SMALL = {"meta_batch_size": 3, "episodes_per_task": 4}
 
 
 def make(name, family=None, policy_seed=0, seed=0, **settings):
-    family, named = family or PointFamily(min_length=1), LEARNERS[name]
+    family, config = family or PointFamily(min_length=1), LearnerConfig(**{**LEARNERS[name].settings, **settings})
     policy = GaussianMLPPolicy(
-        family.observation_dim, family.action_dim, (8,), context_dim=named.context_dim,
+        family.observation_dim, family.action_dim, (8,), context_dim=config.context_dim,
         generator=torch.Generator().manual_seed(policy_seed),
     )  # fmt: skip
-    return MetaLearner(family, policy, LearnerConfig(**{**named.settings, **settings}), seed, num_threads=1)
+    return MetaLearner(family, policy, config, seed, num_threads=1)
 
 
 def metrics_of(learner, iterations):
