@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from metarl.collect import worlds_for_budget
-from metarl.inner_loop import InnerLoop
 from metarl.parallel import TaskChunks
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation, adapt_on_rollouts
 from metarl.types import BatchedEnv, Params, TaskFamily
 
@@ -43,7 +43,7 @@ class AdaptationCurve:
 
 def evaluate_adaptation(
     family: TaskFamily,
-    inner: InnerLoop,
+    inner: PolicyInnerLoop,
     meta: Params,
     tasks: Tensor,
     *,

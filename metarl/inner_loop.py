@@ -1,60 +1,50 @@
-r"""The inner loop of a policy-gradient learner: what is adapted, from where, on which objective, by which steps.
+r"""The inner loop: what is adapted, from where, on which loss, by which steps.
 
-    theta_0 = start(meta),     theta_{k+1} = theta_k + A_k * grad_{theta_k} J_inner(theta_k; rollouts k)
+    theta_0 = start(meta),     theta_{k+1} = theta_k - A_k * grad_{theta_k} L(theta_k; batch k)
 
-An `InnerLoop` is the same in training, validation, evaluation and for an agent that adapts to one task. The numbers it
-starts from are the meta-parameters, one flat dictionary: the policy's parameters and, where they are learned, the inner
-step sizes, named `inner_lr.<k>.<parameter>`. `MetaJacobian` gives products with d theta_k / d meta.
+An `InnerLoop` is the same in training, validation and evaluation, for policies on rollouts (`metarl.policy_gradient`)
+and for any other module on labelled examples (`metarl.fewshot`). The numbers it starts from are the meta-parameters,
+one flat dictionary: the module's parameters and, where they are learned, the inner step sizes, named
+`inner_lr.<k>.<parameter>`. `MetaJacobian` gives products with d theta_k / d meta.
 
 | symbol   | here                | shape             | meaning                                                     |
 |----------|---------------------|-------------------|-------------------------------------------------------------|
 | meta     | meta                | {name: [...]}     | what the outer loop learns                                   |
-| theta_k  | trajectory[k]       | {name: [task, ...]} | a task's policy after k inner steps                        |
+| theta_k  | trajectory[k]       | {name: [task, ...]} | a task's parameters after k inner steps                    |
 | A_k      | step_sizes(meta, K)[k] | number or {name: [...]} | step size of inner step k                           |
-| J_inner  | ESTIMATORS          | [task]            | inner objective: reinforce, lvc or dice                      |
+| L        | loss                | [task]            | inner loss                                                   |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Generic, Literal, TypeVar, final, get_args
 
 import torch
-from torch import Tensor
 
-from metarl.adaptation import AdaptationJacobian, StepSize, adapt
-from metarl.ops import surrogate
+from metarl.adaptation import AdaptationJacobian, Loss, StepSize, adapt
+from metarl.functional import HasParameters, initial_params
 from metarl.ops.tree import expand_tasks, sum_tasks
 from metarl.parallel import TaskChunks
-from metarl.policies import initial_params, per_task
-from metarl.types import Params, Policy, Samples
-
-Estimator: TypeAlias = Callable[[Tensor, Samples], Tensor]
-"""(log-probabilities `[task, row]` under the current parameters, samples) -> objective `[task]`, to be maximised."""
-
-ESTIMATORS: dict[str, Estimator] = {
-    "reinforce": lambda log_prob, s: surrogate.reinforce(log_prob, s.advantages, s.valid),
-    "lvc": lambda log_prob, s: surrogate.likelihood_ratio(log_prob, s.log_prob, s.advantages, s.valid),
-    "dice": lambda log_prob, s: surrogate.dice(log_prob, s.log_prob, s.advantages, s.valid, s.starts),
-}
-"""Inner objectives by name. Where the samples come from they share their gradient and differ in their Hessians."""
+from metarl.types import Params
 
 Adapted = Literal["all", "head", "context"]
 LearnedLR = Literal["no", "shared", "per_step"]
+Module = TypeVar("Module", bound=HasParameters)
 
 CONTEXT = "context"
-"""The parameter of a policy that adapts alone in CAVIA: 0 before the first inner step, and no meta-parameter."""
+"""The parameter of a module that adapts alone in CAVIA: 0 before the first inner step, and no meta-parameter."""
 
 
 @final
 @dataclass(frozen=True)
-class InnerLoop:
-    """How a policy adapts.
+class InnerLoop(Generic[Module]):
+    """How a module adapts.
 
     Attributes:
-        policy: The policy module.
-        estimator: Name of the inner objective, one of `ESTIMATORS`.
+        module: The module.
+        loss: Inner loss `[task]` of (per-task params, batch).
         inner_lr: Step size of the first inner step; where step sizes are learned, what they start from.
         later_lr_factor: Step size of every later inner step as a share of the first one's. Step sizes learned per step
             only start from it.
@@ -66,11 +56,11 @@ class InnerLoop:
         first_order: Take the inner gradients for constants.
 
     Raises:
-        ValueError: If a name is unknown, or the policy has no such part, or a context that does not adapt.
+        ValueError: If a name is unknown, or the module has no such part, or a context that does not adapt.
     """
 
-    policy: Policy
-    estimator: str = "reinforce"
+    module: Module
+    loss: Loss
     inner_lr: float = 0.1
     later_lr_factor: float = 0.5
     learned_lr: LearnedLR = "no"
@@ -79,17 +69,17 @@ class InnerLoop:
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        known = {"estimator": tuple(ESTIMATORS), "adapted": get_args(Adapted), "learned_lr": get_args(LearnedLR)}
+        known = {"adapted": get_args(Adapted), "learned_lr": get_args(LearnedLR)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}.")
-        _ = self.mask  # refuses a policy without the part that should adapt
-        if self.adapted != "context" and CONTEXT in dict(self.policy.named_parameters()):
-            raise ValueError(f"adapted is {self.adapted!r}, but this policy has a context, which nothing else reads.")
+        _ = self.mask  # refuses a module without the part that should adapt
+        if self.adapted != "context" and CONTEXT in dict(self.module.named_parameters()):
+            raise ValueError(f"adapted is {self.adapted!r}, but this module has a context, which nothing else reads.")
 
     def initial_meta(self) -> Params:
         """The meta-parameters that training starts from: the module's own numbers, and the initial step sizes."""
-        params = initial_params(self.policy)
+        params = initial_params(self.module)
         meta = {name: value for name, value in params.items() if not self._is_reset(name)}
         if self.learned_lr == "no":
             return meta
@@ -105,26 +95,19 @@ class InnerLoop:
         """Parameter name -> whether inner steps change it; None: they change all."""
         if self.adapted == "all":
             return None
-        names = [name for name, _ in self.policy.named_parameters()]
-        head = [CONTEXT] if self.adapted == "context" else getattr(self.policy, "head", ())
+        names = [name for name, _ in self.module.named_parameters()]
+        head = [CONTEXT] if self.adapted == "context" else getattr(self.module, "head", ())
         if not set(head) & set(names):
             what = "context (context_dim is 0)" if self.adapted == "context" else "`head` naming its output layer"
-            raise ValueError(f"adapted is {self.adapted!r}, but this policy has no {what}.")
+            raise ValueError(f"adapted is {self.adapted!r}, but this module has no {what}.")
         return {name: name in head for name in names}
-
-    def loss(self, params: Params, samples: Samples) -> Tensor:
-        """Minus the inner objective of every task, `[task]`."""
-        log_prob = self.policy.distribution.log_prob(
-            per_task(self.policy)(params, samples.observations), samples.actions
-        )
-        return -ESTIMATORS[self.estimator](log_prob, samples)
 
     def start(self, meta: Params, num_tasks: int) -> Params:
         """theta_0 of every task, `{name: [task, ...]}`."""
         like = next(iter(meta.values()))
         params = {
             name: like.new_zeros(value.shape) if self._is_reset(name) else meta[name]
-            for name, value in self.policy.named_parameters()
+            for name, value in self.module.named_parameters()
         }
         return expand_tasks(params, num_tasks)
 
@@ -135,7 +118,7 @@ class InnerLoop:
     def adapt(
         self,
         meta: Params,
-        batches: Sequence[Samples] | Callable[[Params, int], Samples],
+        batches: Sequence[Any] | Callable[[Params, int], Any],
         num_tasks: int,
         num_steps: int,
         chunks: TaskChunks | None = None,
@@ -144,7 +127,7 @@ class InnerLoop:
 
         Args:
             meta: Meta-parameters.
-            batches: Recorded samples of each step, or a function that collects them; see `metarl.adaptation.adapt`.
+            batches: Recorded batches of each step, or a function that collects them; see `metarl.adaptation.adapt`.
             num_tasks: Tasks.
             num_steps: K.
             chunks: How to split tasks over threads where nothing has to be differentiable.
@@ -197,7 +180,7 @@ class MetaJacobian:
         points: theta_0 .. theta_K of the block.
     """
 
-    def __init__(self, inner: InnerLoop, meta: Params, num_tasks: int, batches: Sequence[Samples]) -> None:
+    def __init__(self, inner: InnerLoop[Any], meta: Params, num_tasks: int, batches: Sequence[Any]) -> None:
         self._inner, self._meta, self._num_steps, self._num_tasks = inner, meta, len(batches), num_tasks
         learned = inner.learned_lr != "no"
         self._lr_names = [name for name in meta if learned and name.startswith("inner_lr.")]

@@ -1,28 +1,25 @@
 """Policies: modules from observations to the parameters of an action distribution, and nothing else.
 
 Sampling, log-probabilities and divergences live in the distribution (`ops.gaussian`, `ops.categorical`) that a
-policy names in its `distribution` attribute. `per_task` applies one policy with different parameters per task.
+policy names in its `distribution` attribute. `metarl.functional.per_task` applies one with different parameters per
+task.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from metarl.ops import categorical, gaussian
 from metarl.ops.activations import tanh
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
-from metarl.types import DistParams, Distribution, Params, Policy
+from metarl.types import Distribution
 
 Activation = Literal["relu", "tanh"]
 
@@ -38,7 +35,12 @@ class MLP(nn.Module):
         sizes: Width of the input, of each hidden layer, and of the output.
         activation: Between layers.
         generator: Source of the initial weights.
+
+    Attributes:
+        head: Names of the parameters of the last layer.
     """
+
+    takes_task_axis = True
 
     def __init__(self, sizes: Sequence[int], activation: Activation, generator: torch.Generator) -> None:
         super().__init__()
@@ -46,6 +48,7 @@ class MLP(nn.Module):
             raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(_ACTIVATIONS)}.")
         self.activation = _ACTIVATIONS[activation]
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(sizes))
+        self.head = (f"layers.{len(sizes) - 2}.weight", f"layers.{len(sizes) - 2}.bias")
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -117,7 +120,7 @@ class GaussianMLPPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.full((action_dim,), math.log(init_std)))
         self.min_log_std = math.log(min_std)
         self.context = nn.Parameter(torch.zeros(context_dim)) if context_dim else None
-        self.head = (*_last_layer("mean", sizes), "log_std")
+        self.head = (*(f"mean.{name}" for name in self.mean.head), "log_std")
 
     def forward(self, observations: Tensor) -> Gaussian:
         """Distribution `[..., act_dim]` for observations `[..., obs_dim]`."""
@@ -132,11 +135,6 @@ def _like_rows(vector: Tensor, rows: Tensor) -> Tensor:
     if vector.ndim == 2:
         vector = vector.reshape(len(vector), *[1] * (rows.ndim - 2), -1)
     return vector.expand(*rows.shape[:-1], vector.shape[-1])
-
-
-def _last_layer(network: str, sizes: Sequence[int]) -> tuple[str, str]:
-    """Names of the parameters of an MLP's last layer."""
-    return f"{network}.layers.{len(sizes) - 2}.weight", f"{network}.layers.{len(sizes) - 2}.bias"
 
 
 @final
@@ -161,32 +159,8 @@ class CategoricalMLPPolicy(nn.Module):
         self.action_dim = action_dim
         sizes = (observation_dim, *hidden_sizes, action_dim)
         self.logits = MLP(sizes, activation, generator or torch.Generator().manual_seed(0))
-        self.head = _last_layer("logits", sizes)
+        self.head = tuple(f"logits.{name}" for name in self.logits.head)
 
     def forward(self, observations: Tensor) -> Categorical:
         """Distribution `[..., num_actions]` for observations `[..., obs_dim]`."""
         return Categorical(self.logits(observations))
-
-
-@functools.lru_cache(maxsize=32)
-def per_task(policy: Policy) -> Callable[[Params, Tensor], DistParams]:
-    """The policy as a function `(params [task, ...], observations [task, ..., obs_dim]) -> DistParams [task, ...]`.
-
-    One batched matrix product per layer for all tasks: by the module itself if it says that it takes a leading task
-    axis, else by `vmap`. Safe to call from several threads: `functional_call` swaps a module's parameters while it
-    runs, so each thread gets its own copy of the module to swap them in.
-    """
-    module = cast(nn.Module, policy)
-    local = threading.local()
-
-    def call(params: Params, observations: Tensor) -> DistParams:
-        if not hasattr(local, "module"):
-            local.module = copy.deepcopy(module)
-        return functional_call(local.module, params, (observations,))
-
-    return call if getattr(policy, "takes_task_axis", False) else vmap(call)
-
-
-def initial_params(policy: Policy) -> Params:
-    """A detached copy of the module's parameters by name."""
-    return {name: value.detach().clone() for name, value in policy.named_parameters()}

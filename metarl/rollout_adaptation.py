@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from metarl.collect import collect
-from metarl.inner_loop import InnerLoop
 from metarl.noise import collection_noise
 from metarl.parallel import TaskChunks, one_intra_op_thread
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.samples import advantages, to_samples
 from metarl.types import BatchedEnv, Params, Rollout, Samples
 
@@ -63,7 +63,7 @@ class RolloutAdaptation:
 @one_intra_op_thread()
 def adapt_on_rollouts(
     env: BatchedEnv,
-    inner: InnerLoop,
+    inner: PolicyInnerLoop,
     meta: Params,
     *,
     num_steps: int,
@@ -94,7 +94,7 @@ def adapt_on_rollouts(
         nonlocal seconds, cpu_seconds
         start, start_cpu = time.perf_counter(), time.process_time()
         noise = collection_noise((*noise_key, k), env.num_tasks, env.device)
-        rollouts.append(collect(env, inner.policy, theta, noise, steps_per_task=steps_per_task))
+        rollouts.append(collect(env, inner.module, theta, noise, steps_per_task=steps_per_task))
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # once a phase: replays are only queued, and time is to be told
         seconds += time.perf_counter() - start

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarl.policies import per_task
+from metarl.functional import per_task
 from metarl.types import BatchedEnv, CapturableEnv, DistParams, Params, Policy
 
 

@@ -22,9 +22,10 @@ from metarl.algorithms.objective import MetaBatch
 from metarl.algorithms.trust_region import trust_region_update
 from metarl.collect import collect
 from metarl.experiment.config import TrainConfig
+from metarl.functional import initial_params
 from metarl.noise import collection_noise
 from metarl.parallel import num_cores, one_intra_op_thread
-from metarl.policies import Activation, GaussianMLPPolicy, initial_params
+from metarl.policies import Activation, GaussianMLPPolicy
 from metarl.rollout_adaptation import RolloutAdaptation, adapt_on_rollouts
 from metarl.types import Params
 

@@ -22,9 +22,9 @@ from metarl.algorithms.meta_learner import make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
 from metarl.experiment.progress import status
 from metarl.experiment.run_directory import read_metrics
-from metarl.inner_loop import ESTIMATORS
 from metarl.noise import MEASUREMENT
 from metarl.ops.tree import flatten
+from metarl.policy_gradient import ESTIMATORS
 from metarl.rollout_adaptation import adapt_on_rollouts
 from metarl.types import Params, Policy, TaskFamily
 

@@ -47,7 +47,7 @@ def command(script: str, *arguments: object) -> str:
 
 
 def handle_list(arguments: list[str]) -> None:
-    """Prints families, variants and algorithms and leaves, if `--list` is among the arguments.
+    """Prints families, variants, algorithms, data sets and methods and leaves, if `--list` is among the arguments.
 
     Every script calls it first: from here on Ctrl-C is an exception, which `reports_errors` handles.
     """
@@ -64,6 +64,15 @@ def handle_list(arguments: list[str]) -> None:
     print("\nAlgorithms:")
     for name, learner in LEARNERS.items():
         print(f"  {name:<28} {learner.summary}")
+    from metarl.experiment.fewshot_config import DATASETS
+    from metarl.fewshot.methods import METHODS
+
+    print("\nFew-shot data sets (train_fewshot.py):")
+    for name, line in DATASETS.items():
+        print(f"  {name:<28} {line}")
+    print("\nFew-shot methods:")
+    for name, method in METHODS.items():
+        print(f"  {name:<28} {method.summary}")
     raise SystemExit(0)
 
 

@@ -81,8 +81,8 @@ def measured_gradients(arguments: Arguments, config: TrainConfig) -> list[dict[s
     """Draws gradients at a run's policy or at a random one, and prints the table."""
     from _benchmark_gradients import GradientCase, run_gradients
 
-    from metarl.experiment.trainer import make_policy
-    from metarl.policies import initial_params
+    from metarl.experiment.policy_run import make_policy
+    from metarl.functional import initial_params
 
     if arguments.run:
         run = _common.load_run(arguments.run)

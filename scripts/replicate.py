@@ -23,12 +23,12 @@ import tyro
 from _replicate_protocols import FAMILIES, Summary, planned_runs
 
 from metarl.algorithms.learners import LEARNERS
-from metarl.experiment.checks import check
+from metarl.experiment.checks import check, read_config
 from metarl.experiment.comparison import CurveRow, curve_table
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
-from metarl.experiment.run_directory import RunDirectory, read_config
+from metarl.experiment.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def trained_run(path: Path, config: TrainConfig) -> Path:
     Raises:
         UserError: If something else is there.
     """
-    from metarl.experiment.trainer import Trainer, make_learner
+    from metarl.experiment.policy_run import make_learner, make_trainer
 
     exists = (path / "config.json").exists()
     if exists and read_config(path) != config:
         raise UserError(f"{path} holds a run with other settings; choose another --out.")
     learner = make_learner(_common.make_family(config.family, config.observe_task), config)
     with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
-        trainer = Trainer(learner, config, run, resume=exists)
+        trainer = make_trainer(learner, config, run, resume=exists)
         print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
         finished = trainer.train()
     if not finished:

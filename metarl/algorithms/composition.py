@@ -11,7 +11,7 @@ from typing import TypeAlias
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.outer import GradientAscent, NoUpdate, OuterOptimizer, Reptile
 from metarl.algorithms.trust_region import TrustRegion
-from metarl.inner_loop import ESTIMATORS
+from metarl.policy_gradient import ESTIMATORS
 
 OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
     "trpo": TrustRegion,

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metarl.collect import worlds_for_budget
-from metarl.inner_loop import Adapted, InnerLoop, LearnedLR
+from metarl.inner_loop import Adapted, LearnedLR
+from metarl.policy_gradient import PolicyInnerLoop, policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings
 from metarl.types import Policy
 
@@ -101,9 +102,9 @@ class LearnerConfig:
     chunk_size: int = 0
     memory_budget_mb: int = 0
 
-    def inner_loop(self, policy: Policy) -> InnerLoop:
+    def inner_loop(self, policy: Policy) -> PolicyInnerLoop:
         """How `policy` adapts under these settings."""
-        return InnerLoop(
+        return policy_inner_loop(
             policy,
             estimator=self.inner_estimator,
             inner_lr=self.inner_lr,

@@ -67,6 +67,8 @@ class MetaLearner:
         ValueError: If the settings contradict one another, or do not fit the policy.
     """
 
+    counters: tuple[str, ...] = ("iteration", "env_steps", "skipped_updates")
+
     def __init__(
         self,
         family: TaskFamily,
@@ -185,6 +187,10 @@ class MetaLearner:
             "time/env_steps_per_second": data.num_steps() / seconds,
         }
         return metrics
+
+    def tensors(self) -> dict[str, Params]:
+        """The parts of its state that are sets of tensors of known names and shapes."""
+        return {"params": self.params}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything training continues from: parameters, the outer optimiser's state, and counters."""

@@ -32,12 +32,13 @@ import torch
 from torch import Tensor
 
 from metarl.algorithms.config import LearnerConfig
-from metarl.inner_loop import InnerLoop, MetaJacobian
+from metarl.functional import per_task
+from metarl.inner_loop import MetaJacobian
 from metarl.ops import surrogate
 from metarl.ops.masked import masked_mean
 from metarl.ops.tree import add_all
 from metarl.parallel import TaskChunks
-from metarl.policies import per_task
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.types import Params, Samples
 
@@ -106,7 +107,7 @@ class Objective(NamedTuple):
 
 
 def objective_at(
-    inner: InnerLoop,
+    inner: PolicyInnerLoop,
     trajectory: Sequence[Params],
     samples: Sequence[Samples],
     credit: Tensor,
@@ -124,7 +125,7 @@ def objective_at(
         with_kl: Measure divergences that the total does not contain, too; without it they are 0.
     """
     num_steps = len(samples) - 1
-    apply, distribution = per_task(inner.policy), inner.policy.distribution
+    apply, distribution = per_task(inner.module), inner.module.distribution
     weights = config.objective_weights()
     before_steps = range(num_steps) if config.exploration_credit or config.inner_kl_penalty else ()
     total, kl, inner_kl = (credit.new_zeros(len(credit)) for _ in range(3))
@@ -150,7 +151,7 @@ def objective_at(
 
 
 def meta_objective(
-    inner: InnerLoop, meta: Params, samples: Sequence[Samples], credit: Tensor, config: LearnerConfig
+    inner: PolicyInnerLoop, meta: Params, samples: Sequence[Samples], credit: Tensor, config: LearnerConfig
 ) -> Objective:
     """The meta-objective at `meta` on recorded samples: the inner loop repeated on them, then `objective_at`."""
     trajectory = inner.adapt(meta, samples[:-1], len(credit), len(samples) - 1)
@@ -158,7 +159,7 @@ def meta_objective(
 
 
 def mean_objective(
-    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+    inner: PolicyInnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
 ) -> tuple[float, float, float]:
     """Means over tasks of the objective, the KL divergence and the inner KL divergence at `meta`."""
 
@@ -172,7 +173,7 @@ def mean_objective(
 
 
 def pulled_back_gradient(
-    inner: InnerLoop, jacobian: MetaJacobian, batch: MetaBatch, config: LearnerConfig
+    inner: PolicyInnerLoop, jacobian: MetaJacobian, batch: MetaBatch, config: LearnerConfig
 ) -> tuple[Params, float]:
     r"""Gradient of a block's summed objective, $\sum_i \sum_k J_{ik}^T \partial / \partial\theta_{ik}$, and its value.
 
@@ -199,7 +200,7 @@ def pulled_back_gradient(
 
 
 def meta_gradient(
-    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+    inner: PolicyInnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
 ) -> tuple[Params, float]:
     """Exact gradient of the mean meta-objective, and its value."""
 

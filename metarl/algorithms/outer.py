@@ -18,16 +18,16 @@ optimiser is gradient ascent on fresh rollouts.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar, NamedTuple, Protocol, final
 
 import torch
 
+from metarl.adam import Adam
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
-from metarl.inner_loop import InnerLoop
 from metarl.ops.tree import all_finite
 from metarl.parallel import TaskChunks
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.types import Params
 
@@ -59,7 +59,7 @@ class OuterOptimizer(Protocol):
     @property
     def metric_names(self) -> tuple[str, ...]: ...
 
-    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None: ...
+    def __init__(self, inner: PolicyInnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None: ...
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
         """Where `meta`, which is only read, moves to after these rollouts."""
@@ -106,34 +106,25 @@ class GradientAscent:
     reads: ClassVar[tuple[str, ...]] = (*OBJECTIVE_SETTINGS, "outer_lr", "outer_epochs", "clip_range")
     needs_query: ClassVar[bool] = True
 
-    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+    def __init__(self, inner: PolicyInnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self.metric_names = objective_metrics(config)
         self._inner, self._config, self._chunks = inner, config, chunks
-        self._leaves = {name: value.clone().requires_grad_() for name, value in meta.items()}
-        self._adam = torch.optim.Adam(list(self._leaves.values()), lr=config.outer_lr, maximize=True)
-        # What Adam makes at its first step, so that a state is whole from the beginning and one without is damaged.
-        for leaf in self._leaves.values():
-            zeros = {name: torch.zeros_like(leaf, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
-            self._adam.state[leaf] = {"step": torch.tensor(0.0), **zeros}
+        self._adam = Adam(meta, config.outer_lr, maximize=True)
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
         batch = MetaBatch.of(data, self._config)
         problem = (batch, self._config, self._chunks)
-        before = copy.deepcopy(self._adam.state_dict())
-        self._set(meta)
+        before = self._adam.state_dict()
         first, value = meta_gradient(self._inner, meta, *problem)
         gradient, moved = first, meta
         for epoch in range(self._config.outer_epochs):
             if epoch:
                 gradient, _ = meta_gradient(self._inner, moved, *problem)
-            for name, leaf in self._leaves.items():
-                leaf.grad = gradient[name]
-            self._adam.step()
-            moved = {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
-            # A gradient that is finite may still overflow the second moment.
-            if not all(all_finite(values) for values in (gradient, moved, *self._adam.state.values())):
+            stepped = self._adam.step(moved, gradient)
+            if stepped is None or not all_finite(stepped):
                 self._adam.load_state_dict(before)
                 return Update(None, {"gradient_norm": squared_norm(gradient) ** 0.5})
+            moved = stepped
         after, kl, inner_kl = mean_objective(self._inner, moved, *problem)
         expected = sum(float((first[name] * (moved[name] - meta[name])).double().sum()) for name in meta)
         metrics = {
@@ -146,35 +137,10 @@ class GradientAscent:
         return Update(moved, {name: metrics[name] for name in self.metric_names})
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({name: self._adam.state[leaf] for name, leaf in self._leaves.items()})
+        return self._adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
-        if set(state) != set(self._leaves):
-            raise ValueError("its Adam moments are missing or belong to other parameters")
-        for name, entry in state.items():
-            leaf = self._leaves[name]
-            if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}):
-                raise ValueError(f"its Adam moments of {name} are not finite tensors of the parameter's shape")
-            # Adam counts on the host wherever the parameters are.
-            self._adam.state[leaf] = {
-                key: value.clone() if key == "step" else value.to(leaf).clone() for key, value in entry.items()
-            }
-        self._set(meta)
-
-    def _set(self, meta: Params) -> None:
-        with torch.no_grad():
-            for name, leaf in self._leaves.items():
-                leaf.copy_(meta[name])
-
-
-def _fits(entry: Any, shapes: dict[str, torch.Size]) -> bool:
-    """Whether `entry` holds finite tensors of exactly these names and shapes."""
-    return (
-        isinstance(entry, dict)
-        and set(entry) == set(shapes)
-        and all(isinstance(value, torch.Tensor) and value.shape == shapes[name] for name, value in entry.items())
-        and all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in entry.values())
-    )
+        self._adam.load_state_dict(state)
 
 
 @final
@@ -188,7 +154,7 @@ class Reptile:
     needs_query: ClassVar[bool] = False
     metric_names = ("gradient_norm",)
 
-    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+    def __init__(self, inner: PolicyInnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._lr = config.outer_lr
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:
@@ -213,7 +179,7 @@ class NoUpdate:
     needs_query: ClassVar[bool] = True
     metric_names = ()
 
-    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+    def __init__(self, inner: PolicyInnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         """There is nothing to set up."""
 
     def update(self, meta: Params, data: RolloutAdaptation) -> Update:

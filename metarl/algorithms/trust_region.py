@@ -25,12 +25,13 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, mean_gradient, mean_objective, pulled_back_gradient
 from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, objective_metrics, squared_norm
 from metarl.fisher import AdaptedFisher, PolicyFisher
-from metarl.inner_loop import InnerLoop, MetaJacobian
+from metarl.functional import per_task
+from metarl.inner_loop import MetaJacobian
 from metarl.memory import SavedBytes, graph_budget
 from metarl.ops.tree import add_all, all_finite, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
 from metarl.parallel import TaskChunks
-from metarl.policies import per_task
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.types import Params
 
@@ -66,7 +67,7 @@ class LinearizedBatch:
     """
 
     def __init__(
-        self, inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+        self, inner: PolicyInnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
     ) -> None:
         self._inner, self._meta, self._batch, self._config, self._chunks = inner, meta, batch, config, chunks
         self._num_metric_tasks = num_metric_tasks(batch.num_tasks, config)
@@ -106,7 +107,7 @@ class LinearizedBatch:
 
     def _build(self, tasks: slice) -> _Block:
         part = select_tasks(self._batch, tasks)
-        jacobian, policy = self._jacobian(part), self._inner.policy
+        jacobian, policy = self._jacobian(part), self._inner.module
         fishers = {
             k: (weight, PolicyFisher(per_task(policy), policy.distribution, jacobian.points[k], part.samples[k]))
             for k, weight in self._config.objective_weights().items()
@@ -115,7 +116,7 @@ class LinearizedBatch:
 
 
 def trust_region_update(
-    inner: InnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
+    inner: PolicyInnerLoop, meta: Params, batch: MetaBatch, config: LearnerConfig, chunks: TaskChunks
 ) -> tuple[TrustRegionStep, float, float]:
     """One trust-region step: the step, the gradient's norm, and the inner KL divergence of what was tried last."""
     inner_kl = 0.0
@@ -153,7 +154,7 @@ class TrustRegion:
     )
     needs_query: ClassVar[bool] = True
 
-    def __init__(self, inner: InnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
+    def __init__(self, inner: PolicyInnerLoop, meta: Params, config: LearnerConfig, chunks: TaskChunks) -> None:
         self._inner, self._config, self._chunks = inner, config, chunks
         self.metric_names = (
             *("line_search/accepted", "line_search/fraction", "line_search/evaluations", "cg_residual"),

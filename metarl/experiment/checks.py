@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from metarl.algorithms.composition import Ranges, contradiction, out_of_range
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
-from metarl.experiment.config import PolicyConfig, TrainConfig
+from metarl.experiment.config import PolicyConfig, TrainConfig, from_json, is_fewshot
 from metarl.experiment.errors import UserError
 from metarl.experiment.presets import preset
+from metarl.experiment.run_directory import read_config_file
 
 _INFINITY = float("inf")
 _FLAGS = {f.name for kind in (PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
@@ -28,16 +30,23 @@ _RANGES: Ranges = {
 
 
 @dataclass(frozen=True)
-class _Words:
-    """Fields as the person knows them: where they stand in the file, or the flags they are on the command line."""
+class Words:
+    """Fields as the person knows them: where they stand in the file, or the flags they are on the command line.
+
+    Attributes:
+        source: The file; None for the command line.
+        flags: Names of all fields.
+    """
 
     source: Path | None
+    flags: Collection[str]
 
     def label(self, field: str) -> str:
         """The subject of a sentence: `learner.inner_lr` is `--inner-lr`."""
         if self.source is not None:
             return f"{self.source}: {field}"
-        return "--" + field.removeprefix("learner.").removeprefix("policy.").replace("_", "-")
+        flag = field.removeprefix("learner.").removeprefix("policy.").removeprefix("network.")
+        return "--" + flag.replace("_", "-")
 
     def within(self, sentence: str) -> str:
         """A sentence that names fields."""
@@ -45,9 +54,23 @@ class _Words:
             return sentence
         return re.sub(
             r"\b[a-z]+(_[a-z]+)+\b",
-            lambda match: "--" + match[0].replace("_", "-") if match[0] in _FLAGS else match[0],
+            lambda match: "--" + match[0].replace("_", "-") if match[0] in self.flags else match[0],
             sentence,
         )
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The config of a run of train.py.
+
+    Raises:
+        UserError: If the directory is not one.
+    """
+    data, file = read_config_file(path)
+    if is_fewshot(data):
+        raise UserError(f"{path} is a few-shot run of train_fewshot.py; name a run of train.py.")
+    config = from_json(TrainConfig, data, file)
+    check(config, file)
+    return config
 
 
 def check(config: TrainConfig, source: Path | None = None) -> None:
@@ -60,7 +83,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
     Raises:
         UserError: Naming the first field that is out of range and what would be right.
     """
-    words = _Words(source)
+    words = Words(source, _FLAGS)
     problem = out_of_range(config, _RANGES)
     if problem is not None:
         raise UserError(f"{words.label(problem[0])} {problem[1]}")
@@ -71,7 +94,7 @@ def check(config: TrainConfig, source: Path | None = None) -> None:
     _check_composition(config, words)
 
 
-def _check_policy(policy: PolicyConfig, words: _Words) -> None:
+def _check_policy(policy: PolicyConfig, words: Words) -> None:
     if min(policy.hidden_sizes, default=1) < 1:
         sizes = " ".join(map(str, policy.hidden_sizes))
         raise UserError(f"{words.label('policy.hidden_sizes')} is {sizes}; each must be positive.")
@@ -84,7 +107,7 @@ def _check_policy(policy: PolicyConfig, words: _Words) -> None:
         raise UserError(f"{words.label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")
 
 
-def _check_composition(config: TrainConfig, words: _Words) -> None:
+def _check_composition(config: TrainConfig, words: Words) -> None:
     learner, validation = config.learner, config.validation
     problem = contradiction(learner)
     if problem is None and (learner.adapted == "context") != (config.policy.context_dim > 0):

@@ -84,6 +84,16 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     learner: Annotated[LearnerConfig, tyro.conf.arg(name="")] = field(default_factory=LearnerConfig)
 
+    @property
+    def log_every(self) -> int:
+        """Iterations to a line of metrics and a checkpoint."""
+        return 1
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must be of to belong to this run."""
+        return {"algorithm": self.algorithm, "family": self.family}
+
 
 def check_device(device: str) -> None:
     """Refuses a device that this machine, or this build of torch, does not have.
@@ -100,13 +110,26 @@ def check_device(device: str) -> None:
         )
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain data."""
+def to_json(config: Any) -> dict[str, Any]:
+    """A run's config as plain data."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_json(data: Any, path: Path) -> TrainConfig:
-    """Rebuilds a config; `path` is named in the error where it does not fit.
+def is_fewshot(data: Any) -> bool:
+    """Whether a config's JSON is that of a few-shot run."""
+    return isinstance(data, dict) and "method" in data
+
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], data: Any, path: Path) -> T:
+    """Rebuilds a run's config; `path` is named in the error where it does not fit.
+
+    Args:
+        kind: Its class; fields that are dataclasses themselves are rebuilt likewise.
+        data: What the file holds.
+        path: The file.
 
     Raises:
         UserError: If a field is unknown or of the wrong type. One that is missing is newer than the run:
@@ -115,16 +138,13 @@ def from_json(data: Any, path: Path) -> TrainConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a run configuration: it holds a {type(data).__name__}.")
     values = dict(data)
-    nested = {"policy": PolicyConfig, "validation": ValidationConfig, "learner": LearnerConfig}
-    for name, kind in nested.items():
-        values[name] = _typed(kind, values.get(name, {}), f"{path}, under {name}")
-    return _typed(TrainConfig, values, str(path))
+    for name, of_field in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(of_field):
+            values[name] = _typed(of_field, values.get(name, {}), f"{path}, under {name}")
+    return _typed(kind, values, str(path))
 
 
-T = TypeVar("T")
-
-
-def _typed(kind: type[T], values: Any, where: str) -> T:
+def _typed(kind: Any, values: Any, where: str) -> Any:
     """Builds a dataclass from JSON values, each of the type its field says."""
     fields = typing.get_type_hints(kind)
     if not isinstance(values, dict) or set(values) - set(fields):

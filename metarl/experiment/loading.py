@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metarl.algorithms.meta_learner import MetaLearner
+from metarl.experiment.checkpoint import read_checkpoint
+from metarl.experiment.checks import read_config
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError
-from metarl.experiment.run_directory import read_checkpoint, read_config
-from metarl.experiment.trainer import make_learner, make_policy
-from metarl.inner_loop import InnerLoop
+from metarl.experiment.policy_run import make_learner, make_policy, saved_inner_lr
 from metarl.policies import GaussianMLPPolicy
+from metarl.policy_gradient import PolicyInnerLoop
 from metarl.types import Params, TaskFamily
 
 
@@ -37,7 +38,7 @@ class LoadedRun:
     config: TrainConfig
     family: TaskFamily
     policy: GaussianMLPPolicy
-    inner: InnerLoop
+    inner: PolicyInnerLoop
     params: Params
     checkpoint: str
     iteration: int
@@ -62,18 +63,33 @@ def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], check
         UserError: If it is not a run, or its checkpoint is missing or unusable.
     """
     config = dataclasses.replace(read_config(path), device="cpu")
-    folder = path / "checkpoints"
-    # Before its first validation a run has no best checkpoint; the last one is what there is to look at.
-    if checkpoint == "best" and not (folder / "best.pt").exists() and (folder / "last.pt").exists():
-        checkpoint = "last"
-    file = folder / f"{checkpoint}.pt"
-    if not file.exists():
-        present = ", ".join(sorted(p.stem for p in folder.glob("*.pt"))) or "none yet"
-        raise UserError(f"{path} has no checkpoint '{checkpoint}'; it has: {present}.")
+    file = find_checkpoint(path, checkpoint)
     family = make_family(config)
     policy = make_policy(family, config.policy, config.seed)
-    state = read_checkpoint(file, config, config.learner.inner_loop(policy).initial_meta())
+    like = {"params": config.learner.inner_loop(policy).initial_meta()}
+    state = read_checkpoint(file, config.identity, like, MetaLearner.counters)
     learner = state["learner"]
-    settings = dataclasses.replace(config.learner, inner_lr=state["inner_lr"])
+    settings = dataclasses.replace(config.learner, inner_lr=saved_inner_lr(state, config, str(file)))
     config, inner = dataclasses.replace(config, learner=settings), settings.inner_loop(policy)
-    return LoadedRun(path, config, family, policy, inner, learner["params"], checkpoint, learner["iteration"])
+    return LoadedRun(path, config, family, policy, inner, learner["params"], file.stem, learner["iteration"])
+
+
+def find_checkpoint(path: Path, name: str) -> Path:
+    """The file of a run's checkpoint.
+
+    Args:
+        path: Run directory.
+        name: As for `load_run`.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    folder = path / "checkpoints"
+    # Before its first validation a run has no best checkpoint; the last one is what there is to look at.
+    if name == "best" and not (folder / "best.pt").exists() and (folder / "last.pt").exists():
+        name = "last"
+    file = folder / f"{name}.pt"
+    if not file.exists():
+        present = ", ".join(sorted(p.stem for p in folder.glob("*.pt"))) or "none yet"
+        raise UserError(f"{path} has no checkpoint '{name}'; it has: {present}.")
+    return file

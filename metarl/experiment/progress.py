@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import final
 
 from rich.console import Console
@@ -15,23 +15,30 @@ from rich.text import Text
 
 @final
 class Progress:
-    """Shows iterations, returns before and after adaptation, KL, speed and time left on a terminal's last line.
+    """Shows iterations, time left and what the metrics say on a terminal's last line.
 
     Args:
         total: Iterations in all.
         start: Iterations already done.
+        describe: Metrics as a few words.
         console: Where to write; None takes standard error. Without a terminal nothing is shown.
     """
 
-    def __init__(self, total: int, start: int = 0, console: Console | None = None) -> None:
-        self._total, self._start = total, start
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        describe: Callable[[Mapping[str, float]], str],
+        console: Console | None = None,
+    ) -> None:
+        self._total, self._start, self._describe = total, start, describe
         self._console = console or Console(file=sys.stderr)
         self._live: Live | None = None
         self._begin = time.monotonic()
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            self._live = Live(Text("collecting the first rollouts ..."), console=self._console, refresh_per_second=4)
+            self._live = Live(Text("working on the first iteration ..."), console=self._console, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -46,15 +53,8 @@ class Progress:
 
     def line(self, iteration: int, metrics: dict[str, float]) -> str:
         """The line's text."""
-        steps = sorted((k for k in metrics if k.startswith("return/step_")), key=lambda k: int(k.rsplit("_", 1)[1]))
-        returns = " -> ".join(f"{metrics[k]:.1f}" for k in steps)
         left = (time.monotonic() - self._begin) / max(iteration - self._start, 1) * (self._total - iteration)
-        # Short enough for 80 columns with three returns: what is cut off is lost.
-        kl = f"KL {metrics['kl']:.4f}  " if "kl" in metrics else ""
-        return (
-            f"iteration {iteration}/{self._total}  {_duration(left)} left  return {returns}  {kl}"
-            f"{metrics['time/env_steps_per_second'] / 1000:.1f}k steps/s"
-        )
+        return f"iteration {iteration}/{self._total}  {_duration(left)} left  {self._describe(metrics)}"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -22,13 +21,10 @@ from typing import IO, Any, final
 
 import torch
 
-from metarl.experiment.checks import check
-from metarl.experiment.config import TrainConfig, from_json, to_json
+from metarl.experiment.config import to_json
 from metarl.experiment.errors import UserError
-from metarl.experiment.files import load_checkpoint, write_bytes_atomically, write_json
-from metarl.types import Params
+from metarl.experiment.files import write_bytes_atomically, write_json
 
-CHECKPOINT_FORMAT = 1
 _PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang", "tensorboard")
 
 
@@ -41,7 +37,7 @@ class RunDirectory:
         self._lock = lock
 
     @staticmethod
-    def create(path: Path, config: TrainConfig) -> RunDirectory:
+    def create(path: Path, config: Any) -> RunDirectory:
         """Makes a new run.
 
         Raises:
@@ -73,7 +69,7 @@ class RunDirectory:
         Raises:
             UserError: If there is none, or another process is using it.
         """
-        read_config(path)
+        read_config_file(path)
         run = RunDirectory(path, _lock(path))
         (path / "checkpoints").mkdir(exist_ok=True)
         return run
@@ -88,7 +84,7 @@ class RunDirectory:
         """Path of checkpoint `name` ("last", "best", "iteration_100")."""
         return self.path / "checkpoints" / f"{name}.pt"
 
-    def save_config(self, config: TrainConfig) -> None:
+    def save_config(self, config: Any) -> None:
         """Replaces the config: a resumed run may have been given more iterations."""
         write_json(self.path / "config.json", to_json(config))
 
@@ -119,22 +115,26 @@ class RunDirectory:
             raise
 
     def num_metrics(self) -> int:
-        """Iterations that metrics.jsonl tells of."""
+        """Lines of metrics there are."""
         path = self.path / "metrics.jsonl"
         return sum(1 for _ in read_metrics(path)) if path.exists() else 0
 
-    def cut_metrics(self, iteration: int) -> int:
+    def cut_metrics(self, iteration: int, lines: int) -> int:
         """Drops every line after `iteration`, and a last line that a kill left unfinished.
 
+        Args:
+            iteration: Iterations done.
+            lines: How many lines they have written.
+
         Returns:
-            How many of the iterations up to `iteration` have no line. If any, the file as it was is kept beside the
-            new one as metrics.damaged.jsonl: what cannot be read here may be put right by hand.
+            How many of those are missing. If any, the file as it was is kept beside the new one as
+            metrics.damaged.jsonl: what cannot be read here may be put right by hand.
         """
         path = self.path / "metrics.jsonl"
         if not path.exists():
-            return iteration
+            return lines
         kept = {row["iteration"]: line for line, row in read_metrics(path) if row["iteration"] <= iteration}
-        missing = len(set(range(1, iteration + 1)) - set(kept))
+        missing = lines - len(kept)
         if missing:
             write_bytes_atomically(path.with_name("metrics.damaged.jsonl"), path.read_bytes())
         write_bytes_atomically(path, "".join(line + "\n" for line in kept.values()).encode())
@@ -151,72 +151,19 @@ def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield line, row
 
 
-def read_config(path: Path) -> TrainConfig:
-    """The config of a run.
+def read_config_file(path: Path) -> tuple[Any, Path]:
+    """What the config.json of a run holds, and that file.
 
     Raises:
         UserError: If the directory is not a run.
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path} is not a run: it has no config.json. Name a directory that train.py made.")
+        raise UserError(f"{path} is not a run: it has no config.json. Name a directory that a training script made.")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8")), file
     except (ValueError, RecursionError):
         raise UserError(f"{file} is not valid JSON: it was damaged after the run wrote it.") from None
-    config = from_json(data, file)
-    check(config, file)
-    return config
-
-
-def read_checkpoint(path: Path, config: TrainConfig, params: Params) -> dict[str, Any]:
-    """Loads a checkpoint and makes sure it belongs to the run.
-
-    Args:
-        path: The file.
-        config: The run's settings.
-        params: Meta-parameters of the run, for their names and shapes.
-
-    Raises:
-        UserError: If it is missing, damaged, malicious, or of another format, algorithm, family or policy.
-    """
-    state = load_checkpoint(path)
-    if state.get("format") != CHECKPOINT_FORMAT or not isinstance(state.get("learner"), dict):
-        raise UserError(f"{path} is not a checkpoint of this version of metarl (format {state.get('format')!r}).")
-    for what in ("algorithm", "family"):
-        if state.get(what) != getattr(config, what):
-            raise UserError(
-                f"{path} belongs to another run: its {what} is {state.get(what)!r}, this run's is "
-                f"{getattr(config, what)!r}."
-            )
-    state["learner"]["params"] = _checked_params(state["learner"].get("params"), params, path)
-    counters = {name: state["learner"].get(name) for name in ("iteration", "env_steps", "skipped_updates")}
-    wrong = [name for name, value in counters.items() if type(value) is not int or value < 0]
-    score = state.get("best_score")
-    if type(score) is not float or math.isnan(score):
-        wrong.append("best_score")
-    inner_lr = state.setdefault("inner_lr", config.learner.inner_lr)
-    if type(inner_lr) is not float or not 0 < inner_lr < math.inf:
-        wrong.append("inner_lr")
-    if not isinstance(state["learner"].setdefault("outer", {}), dict):
-        wrong.append("outer")
-    if wrong:
-        raise UserError(f"{path} is not a usable checkpoint: {', '.join(wrong)} is missing or not a number.")
-    return state
-
-
-def _checked_params(saved: Any, params: Params, path: Path) -> Params:
-    """The parameters of a checkpoint, made sure to be numbers of the policy's names and shapes."""
-    if not isinstance(saved, dict) or not all(
-        isinstance(value, torch.Tensor) and value.layout is torch.strided and value.is_floating_point()
-        for value in saved.values()
-    ):
-        raise UserError(f"{path} is not a usable checkpoint: its parameters are not floating-point tensors.")
-    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in params.items()}:
-        raise UserError(f"{path} does not fit this run: its layers or step sizes are not those of config.json.")
-    if not all(bool(torch.isfinite(value).all()) for value in saved.values()):
-        raise UserError(f"{path} is not a usable checkpoint: its parameters are not all finite.")
-    return {name: saved[name].detach().to(value) for name, value in params.items()}
 
 
 def session() -> dict[str, Any]:

@@ -2,54 +2,82 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import sys
 import threading
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, final
 
-import torch
-from torch import Tensor
-
-from metarl.algorithms.meta_learner import MetaLearner
-from metarl.evaluation import AdaptationCurve, evaluate_adaptation
-from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
+from metarl.experiment.checkpoint import CHECKPOINT_FORMAT, read_checkpoint
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import save_checkpoint
 from metarl.experiment.progress import Progress
-from metarl.experiment.run_directory import CHECKPOINT_FORMAT, RunDirectory, read_checkpoint
-from metarl.noise import VALIDATION
-from metarl.policies import GaussianMLPPolicy
-from metarl.types import BatchedEnv, TaskFamily
+from metarl.experiment.run_directory import RunDirectory
+from metarl.types import Params
 
-_VALIDATION_TASK_SEED = 2**31 - 1
-"""Task seed of the validation draw: far from the seeds people choose for training."""
+_COUNTERS = ("env_steps", "skipped_updates", "tasks")
+"""Metrics that count from the beginning of the run."""
 
 
-def make_policy(family: TaskFamily, config: PolicyConfig, seed: int) -> GaussianMLPPolicy:
-    """The policy a config describes, its weights drawn from `seed`."""
-    return GaussianMLPPolicy(
-        family.observation_dim,
-        family.action_dim,
-        config.hidden_sizes,
-        config.activation,
-        config.init_std,
-        config.min_std,
-        config.context_dim,
-        torch.Generator().manual_seed(seed),
-    )
+class Learner(Protocol):
+    """What is trained.
 
-
-def make_learner(family: TaskFamily, config: TrainConfig) -> MetaLearner:
-    """The learner a config describes, before its first iteration.
-
-    Raises:
-        UserError: If its device is not there.
+    Attributes:
+        params: What it learns, by name.
+        iteration: Iterations done.
+        counters: Names of the numbers in its state that count.
     """
-    check_device(config.device)
-    policy = make_policy(family, config.policy, config.seed)
-    return MetaLearner(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
+
+    params: Params
+    iteration: int
+    counters: tuple[str, ...]
+
+    def iterate(self) -> dict[str, float]:
+        """Runs one iteration and returns its metrics."""
+        ...
+
+    def tensors(self) -> dict[str, Params]:
+        """The parts of its state that are sets of tensors of known names and shapes."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Validation(Protocol):
+    """What tells how good a learner is, on tasks that are not the test's."""
+
+    def __call__(self) -> tuple[float, dict[str, float]]:
+        """A score, the higher the better, and metrics."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has chosen, which is saved with the learner."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Continues from a saved state.
+
+        Raises:
+            UserError: Naming `source`, if that does not fit.
+        """
+        ...
+
+
+class RunConfig(Protocol):
+    """What the trainer reads of a run's settings."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def keep_every(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def validation(self) -> Any: ...
+    @property
+    def identity(self) -> dict[str, str]: ...
 
 
 @final
@@ -57,21 +85,30 @@ class Trainer:
     """Runs a learner to its last iteration inside a run directory.
 
     Args:
-        learner: From `make_learner`; built before the run directory is made, so that what cannot be built leaves none.
+        learner: Built before the run directory is made, so that what cannot be built leaves none.
+        validation: Judges it.
         config: The run's settings.
         run: Where it is kept.
         resume: Continue from the run's last checkpoint, if it has one yet.
+        describe: Metrics as a few words for the progress line.
 
     Raises:
         UserError: If the checkpoint is unusable or is past the configured iterations. The run is as it was then.
     """
 
-    def __init__(self, learner: MetaLearner, config: TrainConfig, run: RunDirectory, resume: bool) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        validation: Validation,
+        config: RunConfig,
+        run: RunDirectory,
+        resume: bool,
+        describe: Callable[[Mapping[str, float]], str],
+    ) -> None:
         self.learner, self.config, self.run = learner, config, run
-        self.family = learner.family
         self.best_score = -math.inf
-        self.inner_lr = config.learner.inner_lr
-        self._validation_env: BatchedEnv | None = None
+        self._validation, self._describe = validation, describe
+        self._lines = 0
         self._resumed = resume
         if resume:
             self._restore()
@@ -82,19 +119,20 @@ class Trainer:
         # got further and lost its last checkpoint would be thrown away by that.
         if not last.exists() and self.run.num_metrics() > 1:
             raise UserError(
-                f"{self.run.path} has {self.run.num_metrics()} iterations of metrics but no checkpoints/last.pt to "
+                f"{self.run.path} has {self.run.num_metrics()} lines of metrics but no checkpoints/last.pt to "
                 "continue from; put a copy of another checkpoint there, or train anew with another --run-dir."
             )
         if last.exists():
-            state = read_checkpoint(last, self.config, self.learner.params)
+            state = read_checkpoint(last, self.config.identity, self.learner.tensors(), self.learner.counters)
             done = state["learner"]["iteration"]
             if done > self.config.iterations:
                 raise UserError(f"--iterations is {self.config.iterations}; {self.run.path} has done {done} already.")
+            self._validation.load_state_dict(state, str(last))
             try:
                 self.learner.load_state_dict(state["learner"])
             except ValueError as error:
                 raise UserError(f"{last} does not fit this run: {error}.") from None
-            self.best_score, self.inner_lr = state["best_score"], state["inner_lr"]
+            self.best_score, self._lines = state["best_score"], state["lines"]
         self.run.save_config(self.config)
         changes = self.run.add_session()
         if changes:
@@ -103,11 +141,11 @@ class Trainer:
                 "run bit for bit.",
                 file=sys.stderr,
             )
-        missing = self.run.cut_metrics(self.learner.iteration)
+        missing = self.run.cut_metrics(self.learner.iteration, self._lines)
         if missing:
             print(
-                f"warning: {self.run.path / 'metrics.jsonl'} lacks {missing} of the {self.learner.iteration} "
-                "iterations done; training goes on without them.",
+                f"warning: {self.run.path / 'metrics.jsonl'} lacks {missing} of the {self._lines} lines written so "
+                "far; training goes on without them.",
                 file=sys.stderr,
             )
 
@@ -118,67 +156,41 @@ class Trainer:
         start, total = self.learner.iteration, self.config.iterations
         with (
             _StopSignal() as stop,
-            Progress(total, start) as progress,
+            Progress(total, start, self._describe) as progress,
             SummaryWriter(self.run.path, purge_step=start + 1 if self._resumed else None) as events,
         ):
             while self.learner.iteration < total and not stop.requested:
-                metrics = self.learner.iterate()
+                metrics = self._advance()
                 if self._validation_due():
                     metrics |= self._validate()
                 iteration = self.learner.iteration
                 self.run.append_metrics({"iteration": iteration, **_without_nonfinite(metrics)})
+                self._lines += 1
                 for name, value in metrics.items():
                     events.add_scalar(name, value, iteration)
                 self._save_checkpoints()
                 progress.update(iteration, metrics)
         return self.learner.iteration >= total
 
+    def _advance(self) -> dict[str, float]:
+        """Iterations up to the next multiple of `log_every`, or the last one, and the mean of their metrics."""
+        every, done = self.config.log_every, self.learner.iteration
+        rounds = min(every - done % every, self.config.iterations - done)
+        rows = [self.learner.iterate() for _ in range(rounds)]
+        return _mean(rows) if len(rows) > 1 else rows[0]
+
     def _validation_due(self) -> bool:
         every = self.config.validation.every
         return every > 0 and (self.learner.iteration % every == 0 or self.learner.iteration == self.config.iterations)
 
     def _validate(self) -> dict[str, float]:
-        """Adaptation on a fixed draw of training tasks; chooses a step size, and saves the best checkpoint so far."""
-        validation, settings = self.config.validation, self.config.learner
-        if self._validation_env is None:
-            # Kept: on a GPU its step is captured once, and memory is not given back at once.
-            worlds, threads = settings.worlds_per_task(self.family.horizon), self.learner.chunks.num_threads
-            self._validation_env = self.family.batch(
-                self._validation_tasks(), worlds, self.config.device, num_threads=threads
-            )
-        tried = [(self._validation_curve(lr), lr) for lr in validation.inner_lrs or (settings.inner_lr,)]
-        scores = [float(curve.mean[1:].mean() if validation.steps else curve.mean[0]) for curve, _ in tried]
-        # Written so that a score that is not a number never becomes the best.
-        chosen = max(range(len(tried)), key=lambda i: scores[i] if math.isfinite(scores[i]) else -math.inf)
-        (curve, self.inner_lr), score = tried[chosen], scores[chosen]
+        """Judges the learner, and saves the best checkpoint so far."""
+        score, metrics = self._validation()
+        # A score that is not a number never becomes the best.
         if score > self.best_score:
             self.best_score = score
             save_checkpoint(self.run.checkpoint("best"), self._state())
-        returns = {f"validation/return_step_{k}": float(value) for k, value in enumerate(curve.mean)}
-        if validation.inner_lrs:
-            returns["validation/inner_lr"] = self.inner_lr
-        return returns | {"validation/score": score, "validation/best_score": self.best_score}
-
-    def _validation_tasks(self) -> Tensor:
-        return self.family.sample_tasks(self.config.validation.num_tasks, "train", _VALIDATION_TASK_SEED)
-
-    def _validation_curve(self, inner_lr: float) -> AdaptationCurve:
-        validation, settings = self.config.validation, self.config.learner
-        curve, _ = evaluate_adaptation(
-            self.family,
-            dataclasses.replace(settings, inner_lr=inner_lr).inner_loop(self.learner.policy),
-            self.learner.params,
-            self._validation_tasks(),
-            num_steps=validation.steps,
-            noise_key=(VALIDATION, self.config.seed),
-            settings=settings.advantage_settings(),
-            episodes_per_task=settings.episodes_per_task,
-            steps_per_task=settings.steps_per_task or None,
-            device=self.config.device,
-            chunks=self.learner.chunks,
-            env=self._validation_env,
-        )
-        return curve
+        return metrics | {"validation/score": score, "validation/best_score": self.best_score}
 
     def _save_checkpoints(self) -> None:
         iteration = self.learner.iteration
@@ -191,12 +203,20 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "format": CHECKPOINT_FORMAT,
-            "algorithm": self.config.algorithm,
-            "family": self.config.family,
+            **self.config.identity,
             "learner": self.learner.state_dict(),
             "best_score": self.best_score,
-            "inner_lr": self.inner_lr,
+            "lines": self._lines,
+            **self._validation.state_dict(),
         }
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over several iterations; what counts from the beginning is taken from the last."""
+    last = rows[-1]
+    return {
+        name: value if name in _COUNTERS else sum(row[name] for row in rows) / len(rows) for name, value in last.items()
+    }
 
 
 def _without_nonfinite(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from metarl.functional import per_task
 from metarl.parallel import one_intra_op_thread
-from metarl.policies import per_task
 from metarl.types import EnvStep, Params, Policy
 
 State = Mapping[str, Tensor]

@@ -13,10 +13,11 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import make_chunks
 from metarl.algorithms.objective import MetaBatch
 from metarl.algorithms.trust_region import trust_region_update
-from metarl.inner_loop import InnerLoop
+from metarl.functional import initial_params
 from metarl.ops.tree import flatten
 from metarl.parallel import TaskChunks
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
 
 TASKS, EPISODES = 8, 5
@@ -28,7 +29,8 @@ def rollouts():
     policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (32, 32))
     env = family.batch(family.sample_tasks(TASKS), EPISODES, backend="warp")
     return policy, adapt_on_rollouts(
-        env, InnerLoop(policy), initial_params(policy), num_steps=1, noise_key=(0, 0, 0), settings=AdvantageSettings(),
+        env, policy_inner_loop(policy), initial_params(policy), num_steps=1, noise_key=(0, 0, 0),
+        settings=AdvantageSettings(),
     )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def test_the_gpus_way_of_updating_gives_the_cpus_parameters(rollouts):
     by_cpu = make_chunks(config, policy, 200, "cpu", 2)
     assert by_cpu.chunk_size < TASKS
     here, there = (
-        trust_region_update(InnerLoop(policy), params, batch, config, chunks)[0]
+        trust_region_update(policy_inner_loop(policy), params, batch, config, chunks)[0]
         for chunks in (by_cpu, TaskChunks(TASKS, 1))
     )
     step, other = (flatten(result.params)[0] - flatten(params)[0] for result in (here, there))
@@ -58,7 +60,8 @@ def test_in_float64_the_two_ways_are_one(rollouts):
         lambda x: x.double() if x.is_floating_point() else x, MetaBatch.of(data, config)
     )
     here, there = (
-        trust_region_update(InnerLoop(policy), params, batch, config, TaskChunks(size, 1))[0] for size in (1, TASKS)
+        trust_region_update(policy_inner_loop(policy), params, batch, config, TaskChunks(size, 1))[0]
+        for size in (1, TASKS)
     )
     step, other = (flatten(result.params)[0] - flatten(params)[0] for result in (here, there))
     assert (other - step).norm() < 1e-6 * step.norm()

@@ -24,10 +24,10 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.objective import MetaBatch, exploration_credit, meta_gradient, meta_objective
 from metarl.algorithms.trust_region import LinearizedBatch
-from metarl.inner_loop import ESTIMATORS, InnerLoop
 from metarl.ops.surrogate import likelihood_ratio
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.policies import CategoricalMLPPolicy
+from metarl.policy_gradient import ESTIMATORS, policy_inner_loop
 from metarl.types import Samples
 
 TOTAL, KL, INNER_KL = range(3)
@@ -77,7 +77,7 @@ def test_at_the_old_parameters_every_kl_is_0_and_the_replayed_adaptation_the_rec
 def test_the_extra_term_on_the_bandit_is_what_the_objective_adds():
     """The same derivation through the objective itself: one pull on arm a, credit W(d'_a)."""
     policy = CategoricalMLPPolicy(1, 2, ())
-    inner = InnerLoop(policy, inner_lr=0.8)
+    inner = policy_inner_loop(policy, inner_lr=0.8)
     meta = {n: v.detach().double().clone() for n, v in policy.named_parameters()}
     config = LearnerConfig(exploration_credit=1.0, meta_batch_size=2)
     without = dataclasses.replace(config, exploration_credit=0.0)
@@ -133,8 +133,8 @@ def closed_form_hessian(name, inner, params, samples, task):
     theta, unflatten = flatten(params)
 
     def log_probs(vector):
-        out = torch.func.functional_call(inner.policy, unflatten(vector), (samples.observations[task],))
-        return inner.policy.distribution.log_prob(out, samples.actions[task])
+        out = torch.func.functional_call(inner.module, unflatten(vector), (samples.observations[task],))
+        return inner.module.distribution.log_prob(out, samples.actions[task])
 
     scores = torch.autograd.functional.jacobian(log_probs, theta)
     total = torch.zeros(len(theta), len(theta), dtype=theta.dtype)
@@ -155,7 +155,7 @@ def closed_form_hessian(name, inner, params, samples, task):
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_an_estimators_gradient_is_the_policy_gradient_and_its_hessian_the_closed_form(name, kind):
     inner, params, _, batch, _ = problem(kind, 1, inner_estimator=name)
-    plain, samples = dataclasses.replace(inner, estimator="reinforce"), batch.samples[0]
+    plain, samples = policy_inner_loop(inner.module), batch.samples[0]
     assert len(episodes_of(samples, 0)) == 5 and max(len(e) for e in episodes_of(samples, 0)) > 2
     leaves = {n: v.clone().requires_grad_() for n, v in params.items()}
     theta, unflatten = flatten(params)
@@ -181,8 +181,8 @@ def test_the_meta_gradient_is_j_transposed_with_the_estimators_hessian(name):
     for i in range(NUM_TASKS):
         query = tasks_of(batch.samples[1], slice(i, i + 1))
         adapted = flatten({n: v[i] for n, v in data.trajectory[-1].items()})[0].requires_grad_()
-        new = torch.func.functional_call(inner.policy, unflatten(adapted), (query.observations[0],))
-        log_prob = inner.policy.distribution.log_prob(new, query.actions[0]).unsqueeze(0)
+        new = torch.func.functional_call(inner.module, unflatten(adapted), (query.observations[0],))
+        log_prob = inner.module.distribution.log_prob(new, query.actions[0]).unsqueeze(0)
         gain = likelihood_ratio(log_prob, query.log_prob, query.advantages, query.valid).sum()
         (g,) = torch.autograd.grad(gain, adapted)
         hessian = closed_form_hessian(name, inner, params, batch.samples[0], i)
@@ -282,8 +282,8 @@ def test_the_extra_term_adds_the_credited_scores_of_every_support_phase():
     support, total = batch.samples[0], 0.0
     for i in range(NUM_TASKS):
         n = int(support.valid[i].sum())
-        out = torch.func.functional_call(inner.policy, leaves, (support.observations[i, :n],))
-        total = total + batch.credit[i, 0] * inner.policy.distribution.log_prob(out, support.actions[i, :n]).mean()
+        out = torch.func.functional_call(inner.module, leaves, (support.observations[i, :n],))
+        total = total + batch.credit[i, 0] * inner.module.distribution.log_prob(out, support.actions[i, :n]).mean()
     extra = torch.cat([g.flatten() for g in torch.autograd.grad(total / NUM_TASKS, list(leaves.values()))])
     torch.testing.assert_close(ours - plain, extra, rtol=1e-8, atol=1e-10)
 
@@ -301,7 +301,7 @@ def test_the_inner_kl_is_the_mean_over_steps_of_each_steps_own_divergence():
         for k, samples in enumerate(batch.samples[:-1]):
             n = int(samples.valid[i].sum())
             theta = {name: value[i] for name, value in trajectory[k].items()}
-            new = torch.func.functional_call(inner.policy, theta, (samples.observations[i, :n],))
+            new = torch.func.functional_call(inner.module, theta, (samples.observations[i, :n],))
             old = type(new)(*(value[i, :n] for value in samples.dist_params))
             normals = [torch.distributions.Normal(p.mean, p.log_std.exp()) for p in (old, new)]
             divergences.append(float(torch.distributions.kl_divergence(*normals).sum(-1).mean()))
@@ -322,7 +322,7 @@ def test_anil_moves_the_head_and_leaves_the_body_bitwise(learned_lr):
         in_head = name in ("mean.layers.1.weight", "mean.layers.1.bias", "log_std")
         same = all(torch.equal(value[i], meta[name]) for i in range(NUM_TASKS))
         assert same != in_head, name
-    assert set(inner.policy.head) == {"mean.layers.1.weight", "mean.layers.1.bias", "log_std"}
+    assert set(inner.module.head) == {"mean.layers.1.weight", "mean.layers.1.bias", "log_std"}
 
 
 def test_cavia_moves_the_context_from_0_and_leaves_everything_else_bitwise():
@@ -349,14 +349,14 @@ def test_a_context_of_0_is_a_policy_without_its_columns():
 
 def test_a_policy_without_the_part_that_should_adapt_is_refused():
     with pytest.raises(ValueError, match="context_dim is 0"):
-        InnerLoop(make_policy("gaussian"), adapted="context")
+        policy_inner_loop(make_policy("gaussian"), adapted="context")
     with pytest.raises(ValueError, match="naming its output layer"):
-        InnerLoop(torch.nn.Linear(2, 2), adapted="head")
+        policy_inner_loop(torch.nn.Linear(2, 2), adapted="head")
     for name, wrong in (("estimator", "magic"), ("adapted", "body"), ("learned_lr", "per-step")):
         with pytest.raises(ValueError, match=f"{name} is '{wrong}'; it must be one of"):
-            InnerLoop(make_policy("gaussian"), **{name: wrong})
+            policy_inner_loop(make_policy("gaussian"), **{name: wrong})
     with pytest.raises(ValueError, match="has a context"):
-        InnerLoop(make_policy("gaussian", 2))
+        policy_inner_loop(make_policy("gaussian", 2))
 
 
 # Learned step sizes.

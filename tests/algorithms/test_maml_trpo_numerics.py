@@ -29,11 +29,11 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, meta_gradient, meta_objective
 from metarl.algorithms.trust_region import LinearizedBatch, num_metric_tasks, trust_region_update
 from metarl.fisher import PolicyFisher
+from metarl.functional import per_task
 from metarl.memory import SavedBytes
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.ops.trust_region import trust_region_step
 from metarl.parallel import TaskChunks
-from metarl.policies import per_task
 
 KINDS = ["gaussian", "categorical"]
 VARIANTS = {"plain": {}, "two steps weighted": {"step_weights": (2.0, 1.0)}, "first order": {"first_order": True}}
@@ -86,20 +86,20 @@ def as_torch(dist_params):
 def test_elsewhere_surrogate_and_kl_are_their_definitions_task_by_task_and_step_by_step(kind, num_steps):
     """theta_i' by plain gradient descent on one task's valid steps; mean of ratio times advantage; KL(old || new)."""
     inner, _, config, batch, _ = problem(kind, num_steps)
-    params = double_params(inner.policy, 0.5, 11)
+    params = double_params(inner.module, 0.5, 11)
     gain, kl, _ = meta_objective(inner, params, batch.samples, batch.credit, config)
     for i in range(NUM_TASKS):
         own = [tree_map(lambda x, i=i, v=s.valid: x[i][v[i]], s) for s in batch.samples]
         theta = params
         for k, support in enumerate(own[:-1]):
             leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-            new = as_torch(torch.func.functional_call(inner.policy, leaves, (support.observations,)))
+            new = as_torch(torch.func.functional_call(inner.module, leaves, (support.observations,)))
             objective = (new.log_prob(support.actions) * support.advantages).mean()
             gradient = torch.autograd.grad(objective, list(leaves.values()))
             alpha = 0.1 if k == 0 else 0.05
             theta = {n: leaves[n].detach() + alpha * g for n, g in zip(leaves, gradient, strict=True)}
         query = own[-1]
-        new = as_torch(torch.func.functional_call(inner.policy, theta, (query.observations,)))
+        new = as_torch(torch.func.functional_call(inner.module, theta, (query.observations,)))
         ratio = (new.log_prob(query.actions) - query.log_prob).exp()
         torch.testing.assert_close(gain[i], (ratio * query.advantages).mean(), check_dtype=True)
         torch.testing.assert_close(kl[i], torch.distributions.kl_divergence(as_torch(query.dist_params), new).mean())
@@ -130,8 +130,8 @@ def test_without_inner_steps_the_meta_gradient_is_the_policy_gradient(kind):
     total = 0.0
     (query,) = batch.samples
     for i in range(NUM_TASKS):
-        dist_params = torch.func.functional_call(inner.policy, leaves, (query.observations[i],))
-        log_prob = inner.policy.distribution.log_prob(dist_params, query.actions[i])
+        dist_params = torch.func.functional_call(inner.module, leaves, (query.observations[i],))
+        log_prob = inner.module.distribution.log_prob(dist_params, query.actions[i])
         n = int(query.valid[i].sum())
         total = total + (log_prob[:n] * query.advantages[i, :n]).mean() / NUM_TASKS
     expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
@@ -160,7 +160,7 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters_and_differs_by_j_
         hessian = torch.autograd.functional.hessian(inner_loss, theta)
         jacobian = torch.eye(len(theta)).double() - config.inner_lr * hessian
         plain, exact = plain + g / NUM_TASKS, exact + jacobian.T @ g / NUM_TASKS
-    without = first_order.inner_loop(inner.policy)
+    without = first_order.inner_loop(inner.module)
     ours_plain = flatten(meta_gradient(without, params, batch, first_order, ONE_BY_ONE)[0])[0]
     ours_exact = flatten(meta_gradient(inner, params, batch, config, ONE_BY_ONE)[0])[0]
     torch.testing.assert_close(ours_plain, plain, rtol=1e-9, atol=1e-12)
@@ -198,7 +198,7 @@ def test_through_the_adaptation_the_metric_is_not_the_plain_one():
 def test_chunks_and_threads_change_neither_gradient_nor_metric(kind, chunk_size, num_threads):
     inner, params, config, batch, _ = problem(kind, 2)
     chunks = TaskChunks(chunk_size, num_threads)
-    vector = double_params(inner.policy, 1.0, 9)
+    vector = double_params(inner.module, 1.0, 9)
     for function in (
         lambda c: LinearizedBatch(inner, params, batch, config, c).fisher_product(vector),
         lambda c: meta_gradient(inner, params, batch, config, c)[0],
@@ -232,7 +232,7 @@ def test_graphs_beyond_the_memory_budget_are_rebuilt_with_bitwise_the_same_produ
 def test_products_are_linear_and_repeatable():
     inner, params, config, batch, _ = problem("categorical", 2)
     metric = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product
-    a, b = double_params(inner.policy, 1.0, 1), double_params(inner.policy, 1.0, 2)
+    a, b = double_params(inner.module, 1.0, 1), double_params(inner.module, 1.0, 2)
     first, second = metric(a), metric(b)
     combined = metric({name: 2 * a[name] - 3 * b[name] for name in a})
     assert_trees_close(combined, {name: 2 * first[name] - 3 * second[name] for name in a}, rtol=1e-10, atol=1e-12)
@@ -272,7 +272,7 @@ def test_the_metrics_graphs_are_freed_with_it():
     alive = []
 
     def build():
-        apply, distribution = per_task(inner.policy), inner.policy.distribution
+        apply, distribution = per_task(inner.module), inner.module.distribution
         fisher = PolicyFisher(apply, distribution, expand_tasks(params, NUM_TASKS), batch.samples[0])
         alive.append(weakref.ref(fisher._outputs[0]))
         return fisher
@@ -350,11 +350,11 @@ def test_no_task_reads_anothers_data(kind):
 
 def test_permuting_tasks_permutes_results_and_keeps_gradient_and_metric():
     inner, params, config, batch, _ = problem("gaussian", 2)
-    order, vector = torch.tensor([2, 0, 3, 1]), double_params(inner.policy, 1.0, 9)
+    order, vector = torch.tensor([2, 0, 3, 1]), double_params(inner.module, 1.0, 9)
     permuted = MetaBatch(*(tasks_of(part, order) for part in batch))
     for a, b in zip(
-        meta_objective(inner, double_params(inner.policy, 0.41), permuted.samples, permuted.credit, config),
-        meta_objective(inner, double_params(inner.policy, 0.41), batch.samples, batch.credit, config),
+        meta_objective(inner, double_params(inner.module, 0.41), permuted.samples, permuted.credit, config),
+        meta_objective(inner, double_params(inner.module, 0.41), batch.samples, batch.credit, config),
         strict=True,
     ):
         torch.testing.assert_close(a, b[order], rtol=1e-11, atol=1e-13)
@@ -403,7 +403,7 @@ def test_the_update_solves_the_damped_natural_gradient_equation(kind):
 def test_for_small_steps_the_kl_is_the_metrics_quadratic_form(kind):
     """(KL(theta + s) + KL(theta - s)) / 2 = 1/2 s.F.s + O(s^4)."""
     inner, params, config, batch, _ = problem(kind, 2)
-    vector = double_params(inner.policy, 1e-4, 9)
+    vector = double_params(inner.module, 1e-4, 9)
     kl = mean_objective(1, kind, 2)
     both = [kl({name: params[name] + sign * vector[name] for name in params}) for sign in (1, -1)]
     image = LinearizedBatch(inner, params, batch, config, ONE_BY_ONE).fisher_product(vector)
@@ -440,7 +440,7 @@ def test_every_trust_region_setting_reaches_the_step(monkeypatch):
 def test_float32_agrees_with_float64_to_rounding():
     inner, params, config, batch, _ = problem("gaussian", 2)
     single = tree_map(lambda x: x.float() if x.is_floating_point() else x, (params, batch))
-    vector = double_params(inner.policy, 1.0, 9)
+    vector = double_params(inner.module, 1.0, 9)
     low = LinearizedBatch(inner, single[0], single[1], config, ONE_BY_ONE).fisher_product(
         {n: v.float() for n, v in vector.items()}
     )
@@ -464,7 +464,7 @@ def test_the_objective_is_the_weighted_mean_over_the_policies_after_each_step():
     assert LearnerConfig(num_inner_steps=3, step_weights=(3.0, 0.0, 1.0)).objective_weights() == {1: 0.75, 3: 0.25}
     assert contradiction(LearnerConfig(num_inner_steps=3, step_weights=(1.0,)))[0] == "step_weights"
     inner, _, config, batch, _ = problem("gaussian", 2, step_weights=(2.0, 1.0))
-    theta = double_params(inner.policy, 0.41)
+    theta = double_params(inner.module, 0.41)
     both = meta_objective(inner, theta, batch.samples, batch.credit, config)
     for k, outcome in enumerate(both):
         parts = [

@@ -11,11 +11,11 @@ from metarl.algorithms import trust_region
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
-from metarl.inner_loop import InnerLoop
 from metarl.noise import EVALUATION, TRAINING
 from metarl.ops.tree import expand_tasks
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
 from metarl.samples import advantages
 
@@ -216,7 +216,7 @@ def test_an_adaptation_curve_has_a_column_per_step_and_intervals_over_tasks():
     params = {name: value.detach() for name, value in policy.named_parameters()}
     tasks = family.sample_tasks(5, "test")
     curve, data = evaluate_adaptation(
-        family, InnerLoop(policy), params, tasks, num_steps=3,
+        family, policy_inner_loop(policy), params, tasks, num_steps=3,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, chunks=TaskChunks(2, 1),
     )  # fmt: skip
     assert curve.returns.shape == (5, 4) and curve.env_steps == data.num_steps()
@@ -245,7 +245,7 @@ def test_settings_of_advantages_and_budgets_reach_every_rollout():
     params = {name: value.detach() for name, value in policy.named_parameters()}
     for settings in (AdvantageSettings(), config.advantage_settings()):
         data = adapt_on_rollouts(
-            family.batch(family.sample_tasks(3), 4), InnerLoop(policy), params, num_steps=1,
+            family.batch(family.sample_tasks(3), 4), policy_inner_loop(policy), params, num_steps=1,
             noise_key=(0, 0), settings=settings, steps_per_task=20,
         )  # fmt: skip
         for rollout, estimate in zip(data.rollouts, data.advantages, strict=True):
@@ -310,7 +310,7 @@ def test_one_inner_step_on_a_bandit_moves_the_logits_by_its_closed_form():
     alpha, policy, family = 0.7, linear_bandit(0.4), two_armed_bandit()
     params = expand_tasks({name: value.detach() for name, value in policy.named_parameters()}, 1)
     data = adapt_on_rollouts(
-        family.batch(family.published_tasks(), 200), InnerLoop(policy, inner_lr=alpha),
+        family.batch(family.published_tasks(), 200), policy_inner_loop(policy, inner_lr=alpha),
         {n: v[0] for n, v in params.items()}, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
     q = data.rollouts[0].rewards.mean((1, 2)).double()
@@ -380,7 +380,7 @@ def closed_form_after_one_step(mean, std, goal, alpha):
 def target_curve(policy, params, alpha):
     family = target_family()
     return evaluate_adaptation(
-        family, InnerLoop(policy, inner_lr=alpha), params, family.published_tasks(), num_steps=1,
+        family, policy_inner_loop(policy, inner_lr=alpha), params, family.published_tasks(), num_steps=1,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=4000,
     )[0].returns  # fmt: skip
 

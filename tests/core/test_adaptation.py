@@ -7,10 +7,10 @@ import torch
 from toys import assert_trees_close, double_params, equal_trees, finite_difference, random_samples
 
 from metarl.adaptation import AdaptationJacobian, adapt
-from metarl.inner_loop import InnerLoop
 from metarl.ops.tree import expand_tasks, flatten, sum_tasks
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 
 TASKS = 3
 SHAPES = {"w": (2, 2), "b": (1,)}
@@ -189,7 +189,7 @@ def test_the_gradient_through_k_steps_equals_finite_differences(loss, num_steps)
 def test_the_gradient_through_reinforce_steps_of_a_tanh_policy_equals_finite_differences(kind, num_steps):
     policy = GaussianMLPPolicy(2, 2, (3,)) if kind == "gaussian" else CategoricalMLPPolicy(2, 3, (3,))
     batches = [random_samples(kind, TASKS, 6, 2, policy.action_dim, k, [6, 3, 1]) for k in range(num_steps)]
-    loss = InnerLoop(policy).loss
+    loss = policy_inner_loop(policy).loss
 
     def objective(shared):
         adapted = adapt(expand_tasks(shared, TASKS), batches, loss, inner_lr=[0.1, 0.06, 0.04][:num_steps])[-1]
@@ -322,7 +322,7 @@ def test_jacobian_products_equal_the_dense_jacobian_of_adapt(settings, num_steps
 def test_jacobian_products_through_reinforce_equal_automatic_differentiation(kind, mask):
     policy = GaussianMLPPolicy(2, 2, (3,)) if kind == "gaussian" else CategoricalMLPPolicy(2, 3, (3,))
     batches = [random_samples(kind, TASKS, 6, 2, policy.action_dim, k, [6, 3, 1]) for k in range(2)]
-    params, loss = double_params(policy), InnerLoop(policy).loss
+    params, loss = double_params(policy), policy_inner_loop(policy).loss
     settings = {"inner_lr": [0.1, 0.05], "mask": mask and {name: "layers.1" in name for name in params}}
     points = adapt(expand_tasks(params, TASKS), batches, loss, **settings)
     jacobian = AdaptationJacobian(expand_tasks(params, TASKS), batches, loss, **settings)

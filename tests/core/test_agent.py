@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from metarl.agent import Agent
-from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, initial_params
+from metarl.functional import initial_params
+from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
 
 
 def agent(policy):

@@ -9,10 +9,11 @@ from toys import OneStepFamily
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
-from metarl.inner_loop import InnerLoop
+from metarl.functional import initial_params
 from metarl.memory import SavedBytes
 from metarl.parallel import TaskChunks, cached_chunk_size, num_cores, one_intra_op_thread
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings
 
 
@@ -96,7 +97,7 @@ def test_a_number_of_threads_reaches_every_batch():
     MetaLearner(family, policy, LearnerConfig(meta_batch_size=2, episodes_per_task=2), num_threads=3)
     for chunks in (TaskChunks(1, 2), None):
         evaluate_adaptation(
-            family, InnerLoop(policy), initial_params(policy), family.sample_tasks(2),
+            family, policy_inner_loop(policy), initial_params(policy), family.sample_tasks(2),
             num_steps=0, noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=1, chunks=chunks,
         )  # fmt: skip
     assert asked == [3, 2, None]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
+from metarl.functional import initial_params, per_task
 from metarl.ops.tree import expand_tasks
-from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, initial_params, per_task
+from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
 
 TASKS = 4
 POLICIES = {

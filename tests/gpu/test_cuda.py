@@ -15,11 +15,12 @@ from metarl.algorithms.meta_learner import MetaLearner, make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
 from metarl.algorithms.trust_region import LinearizedBatch, trust_region_update
 from metarl.collect import collect
-from metarl.inner_loop import InnerLoop
+from metarl.functional import initial_params
 from metarl.noise import DeviceNoise, TaskNoise
 from metarl.ops.tree import expand_tasks, flatten
 from metarl.ops.trust_region import conjugate_gradient
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
 from metarl.step_graph import StepGraph
 
@@ -113,7 +114,7 @@ def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
     config = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=20)
     params = initial_params(policy)
     data = adapt_on_rollouts(
-        env, InnerLoop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+        env, policy_inner_loop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
     batch = MetaBatch.of(data, config)
     steps, gradients = [], []
@@ -121,8 +122,8 @@ def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
         moved = move(batch, device)
         there = {n: v.to(device) for n, v in params.items()}
         chunks = make_chunks(config, policy, family.horizon, device, None)
-        gradients.append(meta_gradient(InnerLoop(policy), there, moved, config, chunks)[0])
-        steps.append(trust_region_update(InnerLoop(policy), there, moved, config, chunks)[0])
+        gradients.append(meta_gradient(policy_inner_loop(policy), there, moved, config, chunks)[0])
+        steps.append(trust_region_update(policy_inner_loop(policy), there, moved, config, chunks)[0])
     for n in params:
         torch.testing.assert_close(gradients[1][n].cpu(), gradients[0][n], rtol=1e-3, atol=1e-5)
         step = (steps[0].params[n] - params[n]).abs().max()
@@ -159,7 +160,7 @@ def test_conjugate_gradient_in_float32_is_accurate_and_tf32_is_off(tf32):
     family, env, policy, _ = set_up("halfcheetah-vel", "cpu", episodes=5)
     params = initial_params(policy)
     data = adapt_on_rollouts(
-        env, InnerLoop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
+        env, policy_inner_loop(policy), params, num_steps=1, noise_key=(0, 0), settings=AdvantageSettings(),
     )  # fmt: skip
     config = LearnerConfig(meta_batch_size=TASKS, episodes_per_task=5)
     chunks = make_chunks(config, policy, family.horizon, "cuda", None)
@@ -168,8 +169,8 @@ def test_conjugate_gradient_in_float32_is_accurate_and_tf32_is_off(tf32):
         tf32(fast)
         batch = move(MetaBatch.of(data, config), "cuda", dtype)
         there = {n: v.to("cuda", dtype) for n, v in params.items()}
-        rhs, unflatten = flatten(meta_gradient(InnerLoop(policy), there, batch, config, chunks)[0])
-        metric = LinearizedBatch(InnerLoop(policy), there, batch, config, chunks).fisher_product
+        rhs, unflatten = flatten(meta_gradient(policy_inner_loop(policy), there, batch, config, chunks)[0])
+        metric = LinearizedBatch(policy_inner_loop(policy), there, batch, config, chunks).fisher_product
 
         def product(x):
             return flatten(metric(unflatten(x)))[0] + config.cg_damping * x

@@ -11,9 +11,9 @@ import envs
 from metarl.experiment.evaluate_run import evaluate_run
 from metarl.experiment.evaluate_run import test_tasks as published_tasks
 from metarl.experiment.loading import load_run
+from metarl.experiment.policy_run import make_learner, make_trainer
 from metarl.experiment.presets import preset
 from metarl.experiment.run_directory import RunDirectory
-from metarl.experiment.trainer import Trainer, make_learner
 
 NAME = "navigation-2d@maml2017"
 
@@ -24,7 +24,7 @@ def test_the_demo_run_adapts_to_the_published_goals(tmp_path: Path) -> None:
     config = dataclasses.replace(preset("maml-trpo", NAME), seed=0)
     family = envs.make(NAME)
     with RunDirectory.create(tmp_path / "run", config) as run:
-        assert Trainer(make_learner(family, config), config, run, resume=False).train()
+        assert make_trainer(make_learner(family, config), config, run, resume=False).train()
     loaded = load_run(tmp_path / "run", lambda _: family)
     tasks, _ = published_tasks(loaded, None, 0)
     assert len(tasks) == 40

@@ -15,10 +15,10 @@ from script_runs import SCRIPTS
 
 from metarl.algorithms.learners import LEARNERS
 from metarl.evaluation import AdaptationCurve
-from metarl.experiment.checks import check
+from metarl.experiment.checks import check, read_config
 from metarl.experiment.config import TrainConfig
+from metarl.experiment.policy_run import PolicyValidation
 from metarl.experiment.presets import preset
-from metarl.experiment.run_directory import read_config
 from metarl.experiment.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -97,10 +97,10 @@ def test_the_better_of_two_step_sizes_is_chosen(
 ) -> None:
     scores = {0.1: -5.0, 0.2: -3.0, 0.3: -4.0, 0.4: float("nan")}
 
-    def curve(self: Trainer, inner_lr: float) -> AdaptationCurve:
+    def curve(self: PolicyValidation, inner_lr: float) -> AdaptationCurve:
         return AdaptationCurve(torch.tensor([[-9.0, scores[inner_lr]]], dtype=torch.float64), 0)
 
-    monkeypatch.setattr(Trainer, "_validation_curve", curve)
+    monkeypatch.setattr(PolicyValidation, "_curve", curve)
     lrs = ("--validation.inner-lrs", *scores, "--validation.steps", 1)
     assert run_script("train", "pretrain", *SIZES, *lrs, "--iterations", 2, "--run-dir", tmp_path / "run")[0] == 0
     assert checkpoint(tmp_path / "run", "best")["inner_lr"] == 0.2

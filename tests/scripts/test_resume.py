@@ -209,7 +209,7 @@ def test_metrics_that_went_missing_are_said_and_nothing_is_lost(run_script: Run,
     file.write_bytes(damaged)
     code, _, errors = run_script("train", "--resume", run)
     assert code == 0
-    assert errors.count("\n") == 1 and "metrics.jsonl lacks 2 of the 12 iterations" in errors
+    assert errors.count("\n") == 1 and "metrics.jsonl lacks 2 of the 12 lines" in errors
     assert [row["iteration"] for row in metrics(run)] == [1, 2, 3, *range(6, 13)]
     assert (run / "metrics.damaged.jsonl").read_bytes() == damaged
 

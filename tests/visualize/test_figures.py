@@ -13,9 +13,10 @@ from PIL import Image
 
 import envs
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
-from metarl.inner_loop import InnerLoop
+from metarl.functional import initial_params
 from metarl.ops.gaussian import Gaussian
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import GaussianMLPPolicy
+from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings, RolloutAdaptation
 from metarl.types import Rollout
 from metarl.visualize.curves import draw_adaptation_curve, draw_training_curve
@@ -30,7 +31,7 @@ def adapted() -> tuple[torch.Tensor, AdaptationCurve, RolloutAdaptation]:
     tasks = family.sample_tasks(5, "test", 0)
     policy = GaussianMLPPolicy(2, 2, hidden_sizes=(8,))
     curve, data = evaluate_adaptation(
-        family, InnerLoop(policy), initial_params(policy), tasks, num_steps=2,
+        family, policy_inner_loop(policy), initial_params(policy), tasks, num_steps=2,
         noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3,
     )  # fmt: skip
     return tasks, curve, data

@@ -15,9 +15,10 @@ from torch import Tensor
 import envs
 from metarl.collect import collect
 from metarl.experiment.errors import UserError
+from metarl.functional import initial_params
 from metarl.noise import TaskNoise
 from metarl.ops.tree import expand_tasks
-from metarl.policies import GaussianMLPPolicy, initial_params
+from metarl.policies import GaussianMLPPolicy
 from metarl.types import Params
 from metarl.visualize.frames import PICTURE_HEIGHT, PICTURE_WIDTH, FrameComposer, make_trace, side_text, task_text
 from metarl.visualize.recorder import Recording, State, record_episodes

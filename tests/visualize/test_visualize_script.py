@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 import envs
+from metarl.experiment.checkpoint import CHECKPOINT_FORMAT
 from metarl.experiment.config import PolicyConfig, TrainConfig, to_json
 from metarl.experiment.files import save_checkpoint, write_json
+from metarl.experiment.policy_run import make_policy
 from metarl.experiment.presets import preset
-from metarl.experiment.run_directory import CHECKPOINT_FORMAT
-from metarl.experiment.trainer import make_policy
-from metarl.policies import initial_params
+from metarl.functional import initial_params
 
 SCRIPT = Path(envs.__file__).parents[1] / "scripts" / "visualize.py"
 PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"

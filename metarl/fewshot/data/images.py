@@ -1,0 +1,37 @@
+"""Images by class, the form every image data set is brought into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from metarl.fewshot.tasks import Split
+
+
+@dataclass(frozen=True)
+class ImageClasses:
+    """A data set for few-shot classification: images sorted by class, and classes sorted into splits.
+
+    Attributes:
+        name: Name of the data set.
+        images: uint8 `[image, channel, height, width]` (possibly a memory map), all images of a class together; what is
+            drawn is bright on dark ground.
+        first: int64 `[class + 1]`: class c is `images[first[c]:first[c + 1]]`.
+        labels: What each class is called, for figures.
+        splits: Class numbers of each split. No class is in two of them.
+        rotations: Into how many classes each is made by turning its images by 0, 90, 180 and 270 degrees: 1 or 4.
+    """
+
+    name: str
+    images: np.ndarray
+    first: np.ndarray
+    labels: tuple[str, ...]
+    splits: Mapping[Split, np.ndarray]
+    rotations: int = 1
+
+    def __post_init__(self) -> None:
+        members = np.concatenate([self.splits[split] for split in self.splits])
+        if len(np.unique(members)) != len(members):
+            raise ValueError(f"{self.name}: a class is in two splits; what is tested must never have been trained on.")

@@ -1,0 +1,73 @@
+"""How well a method does on new tasks, after each of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarl.fewshot.method import Method
+from metarl.fewshot.supervised import score
+from metarl.fewshot.tasks import Examples, Tasks
+from metarl.parallel import TaskChunks
+from metarl.types import Params
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """Scores of test tasks: the share of right answers of a classification, the mean squared error of a regression.
+
+    Attributes:
+        scores: `[task, K + 1]` after 0 to K steps, float64; one column for a method that takes no steps.
+    """
+
+    scores: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[K + 1]`."""
+        return self.scores.mean(0)
+
+    @property
+    def ci95(self) -> Tensor:
+        """Half-width of the normal 95 % interval over tasks, `[K + 1]`."""
+        return 1.96 * self.scores.std(0) / len(self.scores) ** 0.5
+
+
+def evaluate_method(
+    method: Method, params: Params, buffers: Params, tasks: Tasks, num_steps: int, chunks: TaskChunks
+) -> ScoreCurve:
+    """Scores on the queries of each task, whose labels are read here alone.
+
+    Args:
+        method: The method.
+        params: Meta-parameters.
+        buffers: Running statistics.
+        tasks: Tasks of a split that was not trained on.
+        num_steps: K; ignored by a method that takes no steps.
+        chunks: How tasks are split over threads.
+    """
+
+    def scores(part: Tasks) -> Tensor:
+        with torch.no_grad():
+            predictions = method.predictions(params, buffers, part.support, part.query.x, num_steps)
+        return torch.stack([score(p, part.query.y).double() for p in predictions], 1)
+
+    return ScoreCurve(torch.cat(chunks.map(scores, len(tasks.support.x), tasks)))
+
+
+def nearest_neighbour(support: Examples, query_x: Tensor, num_classes: int) -> Tensor:
+    """The reference that learns nothing: a query has the class of the nearest support example, pixel by pixel.
+
+    Args:
+        support: Support examples.
+        query_x: `[task, query, *input]`.
+        num_classes: Classes of a task.
+
+    Returns:
+        Predictions `[task, query, class]`: minus the Euclidean distance to the nearest example of each class.
+    """
+    distances = torch.cdist(query_x.flatten(2), support.x.flatten(2))
+    of_class = torch.nn.functional.one_hot(support.y, num_classes).bool().unsqueeze(1)
+    return -torch.where(of_class, distances.unsqueeze(-1), torch.inf).amin(2)

@@ -1,0 +1,27 @@
+"""Losses and measures of predictions, one number per task."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def prediction_loss(predictions: Float[Tensor, "task example output"], y: Tensor) -> Float[Tensor, " task"]:
+    """Mean cross-entropy of each task's logits with its class numbers, or mean squared error of its regressions.
+
+    Args:
+        predictions: Logits, or predicted targets.
+        y: Class numbers `[task, example]` (int64), or targets `[task, example, output]`.
+    """
+    if y.is_floating_point():
+        return (predictions - y).square().flatten(1).mean(1)
+    return F.cross_entropy(predictions.flatten(0, 1), y.flatten(), reduction="none").reshape(y.shape).mean(1)
+
+
+def score(predictions: Float[Tensor, "task example output"], y: Tensor) -> Float[Tensor, " task"]:
+    """What a task is judged by: the share of right classes (higher is better), or the mean squared error (lower is)."""
+    if y.is_floating_point():
+        return prediction_loss(predictions, y)
+    return (predictions.argmax(-1) == y).to(torch.get_default_dtype()).mean(1)
