@@ -17,11 +17,11 @@ from metarl.types import BatchedEnv, Params, TaskFamily
 
 @dataclass(frozen=True)
 class AdaptationCurve:
-    """Returns of every task at every adaptation step.
+    """Returns of every task at every adaptation step; of few-shot tasks, the scores of their queries.
 
     Attributes:
         returns: Undiscounted return `[task, K + 1]`, mean over a task's episodes; column k was collected after k
-            inner steps, before step k + 1.
+            inner steps, before step k + 1. Of a few-shot task the share of right answers, or the mean squared error.
         env_steps: Environment steps it took.
     """
 

@@ -153,12 +153,12 @@ class CapturableEnv(BatchedEnv, Protocol):
 
 
 class PublishedCurve(Protocol):
-    """A published adaptation curve of a family's variant."""
+    """A published adaptation curve; None where a step was not reported."""
 
     @property
     def label(self) -> str: ...
     @property
-    def returns(self) -> tuple[float, ...]: ...
+    def returns(self) -> Sequence[float | None]: ...
     @property
     def source(self) -> str: ...
 

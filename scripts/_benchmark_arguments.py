@@ -43,7 +43,7 @@ class Arguments:
         plot: Where to draw them (PNG).
     """
 
-    what: tyro.conf.Positional[Literal["rollout", "update", "iteration", "learners", "gradients"]]
+    what: tyro.conf.Positional[Literal["rollout", "update", "iteration", "learners", "gradients", "fewshot"]]
     family: str = "halfcheetah-vel"
     meta_batch_size: int = 40
     episodes_per_task: int = 20
@@ -98,6 +98,8 @@ def configured(arguments: Arguments) -> TrainConfig:
         raise UserError("gradients are measured on the CPU and have no plot; leave out --device and --plot.")
     if arguments.what == "gradients" and arguments.backend != "auto":
         raise UserError(f"--backend is {arguments.backend}; gradients take the CPU's own physics.")
+    if arguments.what == "fewshot" and (arguments.device != "cpu" or arguments.plot):
+        raise UserError("fewshot is measured on the CPU and has no plot; leave out --device and --plot.")
     if arguments.run and arguments.what != "gradients":
         raise UserError(f"--run belongs to gradients; {arguments.what} takes --family and the policy's sizes.")
     return config

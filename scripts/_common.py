@@ -136,3 +136,15 @@ def load_run(path: Path, checkpoint: str = "best"):
     return load_run(
         path, lambda config: make_family(config.family, config.observe_task, path / "config.json"), checkpoint
     )
+
+
+def is_fewshot_run(path: Path) -> bool:
+    """Whether a run directory was made by train_fewshot.py.
+
+    Raises:
+        UserError: If it is no run at all.
+    """
+    from metarl.experiment.config import is_fewshot
+    from metarl.experiment.run_directory import read_config_file
+
+    return is_fewshot(read_config_file(path)[0])

@@ -42,13 +42,16 @@ def evaluated(
     record = evaluation_record(run, tasks, seed, curve, data)
     if record["nonfinite_steps"]:
         print(f"{run.path}: {record['nonfinite_steps']:,} steps were not finite: its returns mean little.")
-    if not keep:
-        return record, None
-    file = run.path / f"evaluation_{record['checkpoint']}.json"
+    return record, keep_record(run.path, record) if keep else None
+
+
+def keep_record(run: Path, record: dict[str, Any]) -> Path | None:
+    """Saves an evaluation record in its run; says so, and gives None, where the run cannot be written."""
+    file = run / f"evaluation_{record['checkpoint']}.json"
     try:
         write_json(file, record)
     except OSError as error:
         # A shared, read-only run (an installed or somebody else's one) can be evaluated all the same.
         print(f"note: not saved in the run: {describe_os_error(error)}", file=sys.stderr)
-        return record, None
-    return record, file
+        return None
+    return file

@@ -6,6 +6,7 @@
     python scripts/benchmark.py rollout --device cuda --plot rollout.png
     python scripts/benchmark.py learners --family navigation-2d --meta-batch-size 20 --inner-lr 0.5
     python scripts/benchmark.py gradients --run pretrained/navigation-2d@maml2017
+    python scripts/benchmark.py fewshot
 
 `rollout`: closed-loop episodes (policy, noise, recording) against native open-loop stepping with the same controls; on
 a GPU at 64 to 131072 worlds, with the CPU's rate beside.
@@ -14,6 +15,7 @@ a GPU at 64 to 131072 worlds, with the CPU's rate beside.
 `learners`: an iteration of every learner that is trained (the oracle's is that of pretrain), against MAML-TRPO's.
 `gradients`: bias and spread of the meta-gradient under every estimator, at a random policy or at a run's; of a run also
 what its line search accepted.
+`fewshot`: a second-order MAML step on 32 tasks of glyphs, and the same by vmap, against a plain loop over tasks.
 
 The ratio is measured / limit. CPU-seconds count all threads of the process; on a shared machine quote ratios, not
 seconds. On a GPU seconds are wall time. A family written in torch has no physics: its sampling limit is the bare
@@ -44,12 +46,12 @@ if TYPE_CHECKING:
 def print_table(rows: Sequence[Row]) -> None:
     """One line per row."""
     print(
-        f"{'':<22}{'worlds':>8}{'measured':>14}{'limit':>14}{'ratio':>8}  {'unit':<18}"
+        f"{'':<24}{'worlds':>8}{'measured':>14}{'limit':>14}{'ratio':>8}  {'unit':<18}"
         f"{'CPU s':>8}{'wall s':>8}{'peak MB':>9}"
     )
     for row in rows:
         print(
-            f"{row.name:<22}{row.worlds or '':>8}{row.measured:>14,.2f}{row.limit:>14,.2f}{row.ratio:>8.2f}  "
+            f"{row.name:<24}{row.worlds or '':>8}{row.measured:>14,.2f}{row.limit:>14,.2f}{row.ratio:>8.2f}  "
             f"{row.unit:<18}{row.cpu_seconds:>8.2f}{row.wall_seconds:>8.2f}{row.peak_memory_mb:>9.0f}"
         )
 
@@ -103,6 +105,12 @@ def main() -> None:
     config = configured(arguments)
     if arguments.what == "gradients":
         found = measured_gradients(arguments, config)
+    elif arguments.what == "fewshot":
+        from _benchmark_fewshot import measured_fewshot
+
+        rows = measured_fewshot(arguments)
+        print_table(rows)
+        found = [dataclasses.asdict(row) for row in rows]
     else:
         family = _common.make_family(arguments.family)
         try:

@@ -3,6 +3,7 @@
     python scripts/evaluate.py runs/demo
     python scripts/evaluate.py pretrained/navigation-2d@maml2017 --steps 4 --episodes 40
     python scripts/evaluate.py runs/maml runs/pretrain runs/oracle --plot comparison.png
+    python scripts/evaluate.py runs/sinusoid --shots 10
 
 Several runs of one family are compared on the same tasks with the same noise, each under its own protocol. With no
 other settings than --checkpoint a run's table is also saved as evaluation_<checkpoint>.json in its directory (not under
@@ -38,8 +39,9 @@ class Arguments:
     Attributes:
         runs: Run directories, or ones under pretrained/.
         steps: Inner gradient steps to take; by default 3, or what the run's learner is made for (an oracle: 0).
-        num_tasks: Test tasks; by default the variant's own fixed ones where it has them, else 40 drawn.
+        num_tasks: Test tasks; by default the variant's own fixed ones where it has them, else 40 drawn (few-shot: 600).
         episodes: Episodes per task and step; by default twice the training data, as published.
+        shots: Few-shot runs: shots of the test tasks; by default the run's own.
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
             kept, e.g. iteration_50.
         seed: Seed of the evaluation's noise (and of drawn tasks).
@@ -52,6 +54,7 @@ class Arguments:
     steps: int | None = None
     num_tasks: int | None = None
     episodes: int | None = None
+    shots: int | None = None
     checkpoint: str = "best"
     seed: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
@@ -62,7 +65,7 @@ class Arguments:
 def is_default_protocol(arguments: Arguments, path: Path) -> bool:
     """Whether the table is one to keep in the run: default settings, and not a pretrained run of the repository."""
     protocol = {f.name: f.default for f in dataclasses.fields(Arguments)}
-    names = ("steps", "num_tasks", "episodes", "seed", "device")
+    names = ("steps", "num_tasks", "episodes", "shots", "seed", "device")
     pretrained = (_common.REPOSITORY / "pretrained").resolve() in path.resolve().parents
     return not pretrained and all(getattr(arguments, name) == protocol[name] for name in names)
 
@@ -86,7 +89,7 @@ def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[
 
 def check_arguments(arguments: Arguments) -> None:
     """Refuses what cannot be run before anything is loaded."""
-    _common.require_positive(arguments, "num_tasks", "episodes")
+    _common.require_positive(arguments, "num_tasks", "episodes", "shots")
     for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
         if value < 0:
             raise UserError(f"{flag} is {value}; it must be zero or more.")
@@ -103,6 +106,13 @@ def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="evaluate.py")
     check_arguments(arguments)
+    if any(map(_common.is_fewshot_run, arguments.runs)):
+        from _evaluate_fewshot import evaluate_fewshot_runs
+
+        evaluate_fewshot_runs(arguments)
+        return
+    if arguments.shots is not None:
+        raise UserError("--shots is for few-shot runs; a policy adapts on --episodes.")
     runs = [_common.load_run(path, arguments.checkpoint) for path in arguments.runs]
 
     from metarl.experiment.evaluate_run import on_published_tasks, test_tasks

@@ -3,9 +3,11 @@
     python scripts/replicate.py maml2017 --quick --seeds 5
     python scripts/replicate.py maml2017 --families navigation-2d halfcheetah-vel
     python scripts/replicate.py learners --seeds 3 --plot learners.png
+    python scripts/replicate.py fewshot --seeds 1
 
 `maml2017` is MAML-TRPO as in Finn, Abbeel and Levine, ICML 2017. `learners` trains every learner, and the references
-that judge them, on the same number of environment steps. Every seed is an ordinary run under --out: a killed
+that judge them, on the same number of environment steps. `fewshot` trains every few-shot method on glyphs for about five
+CPU-minutes, 5-way and some of them 20-way 1-shot, beside chance and nearest neighbours in pixels. Every seed is an ordinary run under --out: a killed
 replication continues where it stopped, a finished seed is only evaluated again. Training, choice of checkpoint and test
 tasks are those of train.py and evaluate.py.
 """
@@ -29,6 +31,10 @@ from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
 from metarl.experiment.run_directory import RunDirectory
+from metarl.fewshot.methods import METHODS
+
+UNREAD = {"maml2017": ("learners", "env_steps"), "fewshot": ("families", "env_steps", "steps", "plot")}
+"""What a protocol has no use for: one learner is all of maml2017, and few-shot methods take no environment steps."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,12 @@ class Arguments:
     """Arguments of replicate.py.
 
     Attributes:
-        protocol: What to train: maml2017, or learners.
+        protocol: What to train: maml2017, learners, or fewshot.
         families: Families to train, each in the variant of MAML 2017.
-        learners: Which learners, in the protocol of that name; by default all.
+        learners: Which learners, or few-shot methods; by default all.
         seeds: Number of seeds: 0, 1, ...
-        quick: A few minutes per seed instead of the full number of iterations; of learners a tenth of --env-steps.
+        quick: A few minutes per seed instead of the full number of iterations; of learners a tenth of --env-steps, of
+            few-shot methods a tenth of their iterations.
         env_steps: Environment steps of each training in the protocol `learners`.
         steps: Inner steps in evaluation; by default 3, or what a learner is made for.
         out: Where the runs are kept.
@@ -48,7 +55,7 @@ class Arguments:
         plot: Where to draw the curves of one family (PNG).
     """
 
-    protocol: tyro.conf.Positional[Literal["maml2017", "learners"]]
+    protocol: tyro.conf.Positional[Literal["maml2017", "learners", "fewshot"]]
     families: tuple[Literal["navigation-2d", "halfcheetah-vel"], ...] = ("navigation-2d",)
     learners: tuple[str, ...] = ()
     seeds: int = 5
@@ -103,17 +110,21 @@ def main() -> None:
         raise UserError("--seeds and --env-steps must be positive, --steps zero or more, --families at least one.")
     if arguments.plot and len(arguments.families) > 1:
         raise UserError("--plot draws one family; name one with --families.")
-    if unknown := sorted(set(arguments.learners) - set(LEARNERS)):
-        raise UserError(f"--learners names {', '.join(unknown)}. Known: {', '.join(LEARNERS)}.")
+    known = METHODS if arguments.protocol == "fewshot" else LEARNERS
+    if unknown := sorted(set(arguments.learners) - set(known)):
+        raise UserError(f"--learners names {', '.join(unknown)}. Known: {', '.join(known)}.")
     defaults = {f.name: f.default for f in dataclasses.fields(Arguments)}
-    for name in ("learners", "env_steps"):
-        if arguments.protocol == "maml2017" and getattr(arguments, name) != defaults[name]:
-            raise UserError(
-                f"--{name.replace('_', '-')} belongs to the protocol learners; maml2017 is MAML-TRPO alone."
-            )
+    for name in UNREAD.get(arguments.protocol, ()):
+        if getattr(arguments, name) != defaults[name]:
+            raise UserError(f"--{name.replace('_', '-')} means nothing to the protocol {arguments.protocol}.")
     for path in (arguments.json, arguments.plot):
         if path:
             check_writable(path)
+    if arguments.protocol == "fewshot":
+        from _replicate_fewshot import replicate_fewshot
+
+        replicate_fewshot(arguments)
+        return
     results: dict[str, Any] = {}
     for family in arguments.families:
         made = _common.make_family(FAMILIES[family])

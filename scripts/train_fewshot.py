@@ -26,9 +26,9 @@ from metarl.experiment.fewshot_config import (
     DATASETS,
     FewShotConfig,
     check_fewshot,
-    fewshot_preset,
     read_fewshot_config,
 )
+from metarl.experiment.fewshot_presets import fewshot_preset
 from metarl.fewshot.methods import METHODS
 
 
@@ -67,7 +67,9 @@ def parse(arguments: list[str]) -> Arguments:
     if resume is not None and not {"--help", "-h"} & set(arguments):
         default = read_fewshot_config(Path(resume))
     else:
-        default = fewshot_preset(method, known(flag_value(arguments, "--dataset") or "glyphs", DATASETS, "data set"))
+        dataset = known(flag_value(arguments, "--dataset") or "glyphs", DATASETS, "data set")
+        ways = flag_value(arguments, "--ways") or "5"
+        default = fewshot_preset(method, dataset, int(ways) if ways.isdecimal() else 5)
     parsed = tyro.cli(
         Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train_fewshot.py"
     )

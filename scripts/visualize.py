@@ -3,9 +3,10 @@
     python scripts/visualize.py runs/demo
     python scripts/visualize.py pretrained/navigation-2d@maml2017 --tasks 3 --steps 2 --out figures
 
-Navigation in the plane: a figure of the paths. Robots: one video per task, before and after side by side. Both: the
-adaptation curve and, where the run has kept its metrics, the training curve. The policy adapts to the same tasks with
-the same noise, budget and step sizes as in evaluate.py, and the tasks shown are spread over those tasks' range.
+Navigation in the plane: a figure of the paths. Robots: one video per task, before and after side by side. Few-shot
+runs: fits of sine waves, or sheets of support and query images with what was predicted. All: the adaptation curve and,
+where the run has kept its metrics, the training curve. The run adapts to the same tasks with the same noise, budget and
+step sizes as in evaluate.py, and the tasks of a policy that are shown are spread over those tasks' range.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import _common
 import tyro
 
 from metarl.experiment.errors import UserError, reports_errors
+
+if TYPE_CHECKING:
+    from metarl.visualize.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Arguments:
 
     Attributes:
         run: Run directory, or one under pretrained/.
-        tasks: How many tasks to show: by default 6 in a path figure, 2 in videos (the lowest and the highest).
+        tasks: How many tasks to show: by default 6 in a path figure, 2 in videos (the lowest and the highest), 4 sine
+            waves, 2 sheets of images.
         steps: Inner gradient steps to take; by default 3, and 0 for an oracle.
         out: Directory to write into; by default "figures" in the run, or here if the run cannot be written.
         checkpoint: Which checkpoint: best (the last one where no validation has chosen one yet), last, or one that was
@@ -70,6 +75,9 @@ def main() -> None:
     for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
         if value < 0:
             raise UserError(f"{flag} is {value}; it must be zero or more.")
+    if _common.is_fewshot_run(arguments.run):
+        show_fewshot(arguments)
+        return
     _common.prepare_display()
     run = _common.load_run(arguments.run, arguments.checkpoint)
     out = output_directory(arguments)
@@ -80,7 +88,24 @@ def main() -> None:
     steps = min(DEFAULT_STEPS, default_steps(run)) if arguments.steps is None else arguments.steps
     options = {"num_steps": steps, "num_shown": arguments.tasks, "seed": arguments.seed}
     for picture in show_run(run, out, sampled=arguments.actions == "sampled", **options):
-        print(f"wrote {picture.path}" + (f"  ({picture.note})" if picture.note else ""), flush=True)
+        report(picture)
+
+
+def show_fewshot(arguments: Arguments) -> None:
+    """The pictures of a run of train_fewshot.py."""
+    from metarl.experiment.fewshot_run import load_fewshot_run
+    from metarl.visualize.fewshot import show_fewshot_run
+
+    run = load_fewshot_run(arguments.run, arguments.checkpoint)
+    out = output_directory(arguments)
+    steps = run.config.num_test_steps if arguments.steps is None else arguments.steps
+    for picture in show_fewshot_run(run, out, num_steps=steps, num_shown=arguments.tasks, seed=arguments.seed):
+        report(picture)
+
+
+def report(picture: Picture) -> None:
+    """Says that a picture is there."""
+    print(f"wrote {picture.path}" + (f"  ({picture.note})" if picture.note else ""), flush=True)
 
 
 if __name__ == "__main__":

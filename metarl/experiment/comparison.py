@@ -18,12 +18,12 @@ class CurveRow:
 
     Attributes:
         label: What it is of.
-        mean: Return after 0, 1, ... inner steps.
+        mean: Return after 0, 1, ... inner steps; None where it was not reported.
         interval: Half-width of an interval around each; NaN where there is none.
     """
 
     label: str
-    mean: Sequence[float]
+    mean: Sequence[float | None]
     interval: Sequence[float]
 
     @staticmethod
@@ -38,16 +38,21 @@ class CurveRow:
 
     def cell(self, step: int) -> str:
         """The value after `step` inner steps; empty where it was not measured."""
-        if step >= len(self.mean):
+        value = self.mean[step] if step < len(self.mean) else None
+        if value is None:
             return ""
         interval = self.interval[step]
-        return f"{self.mean[step]:.2f}" + (f" ± {interval:.2f}" if math.isfinite(interval) else "")
+        return f"{value:.2f}" + (f" ± {interval:.2f}" if math.isfinite(interval) else "")
 
 
 def columns(rows: Sequence[CurveRow]) -> list[int]:
-    """Inner steps to show: all, or of a long row the first ones and the last."""
+    """Inner steps to show: all, or of a long row the first ones, the last and those that only some rows know."""
     width = max(len(row.mean) for row in rows)
-    return list(range(width)) if width <= _ALL_COLUMNS else [0, 1, 2, 3, width - 1]
+    if width <= _ALL_COLUMNS:
+        return list(range(width))
+    gaps = [row.mean for row in rows if None in row.mean]
+    known = {step for mean in gaps for step, value in enumerate(mean) if value is not None}
+    return sorted({0, 1, 2, 3, width - 1} | known)
 
 
 def curve_table(rows: Sequence[CurveRow]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from metarl.evaluation import AdaptationCurve
 from metarl.experiment.checkpoint import read_checkpoint
 from metarl.experiment.errors import UserError, one_line
 from metarl.experiment.fewshot_config import FewShotConfig, read_fewshot_config
@@ -24,7 +25,7 @@ from metarl.fewshot.data.images import ImageClasses
 from metarl.fewshot.data.mini_imagenet import load_mini_imagenet
 from metarl.fewshot.data.omniglot import load_omniglot
 from metarl.fewshot.episodes import Episodes
-from metarl.fewshot.evaluation import ScoreCurve, evaluate_method
+from metarl.fewshot.evaluation import evaluate_method
 from metarl.fewshot.learner import FewShotLearner
 from metarl.fewshot.method import Method
 from metarl.fewshot.methods import METHODS, Parts, make_chunks
@@ -152,14 +153,14 @@ def evaluate_on(
     seed: int,
     num_steps: int,
     config: FewShotConfig,
-) -> ScoreCurve:
+) -> AdaptationCurve:
     """Scores on tasks 0 to `num_tasks - 1` of a split, drawn and dropped a hundred at a time."""
     chunks = make_chunks(source, config.learner, config.num_threads or None)
     scores: list[Tensor] = []
     for start in range(0, num_tasks, EVALUATION_CHUNK):
         tasks = source.sample(min(EVALUATION_CHUNK, num_tasks - start), split, seed, start)
-        scores.append(evaluate_method(method, params, buffers, tasks, num_steps, chunks).scores)
-    return ScoreCurve(torch.cat(scores))
+        scores.append(evaluate_method(method, params, buffers, tasks, num_steps, chunks).returns)
+    return AdaptationCurve(torch.cat(scores), env_steps=0)
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class LoadedFewShotRun:
     checkpoint: str
     iteration: int
 
-    def evaluate(self, num_tasks: int, num_steps: int, seed: int = 0) -> ScoreCurve:
+    def evaluate(self, num_tasks: int, num_steps: int, seed: int = 0) -> AdaptationCurve:
         """Scores on `num_tasks` tasks of the test split after 0 to `num_steps` steps."""
         with status(f"predicting on {num_tasks} tasks ..."):
             return evaluate_on(
@@ -218,7 +219,7 @@ def load_fewshot_run(path: Path, checkpoint: str = "best", shots: int | None = N
     )
 
 
-def fewshot_record(run: LoadedFewShotRun, curve: ScoreCurve, seed: int) -> dict[str, Any]:
+def fewshot_record(run: LoadedFewShotRun, curve: AdaptationCurve, seed: int) -> dict[str, Any]:
     """The JSON that `evaluate.py --json` writes of a few-shot run; scores stand where returns stand for a policy."""
     config = run.config
     accuracy = run.source.is_classification
@@ -233,10 +234,10 @@ def fewshot_record(run: LoadedFewShotRun, curve: ScoreCurve, seed: int) -> dict[
         "seed": config.seed,
         "evaluation_seed": seed,
         "steps": len(curve.mean) - 1,
-        "num_tasks": len(curve.scores),
+        "num_tasks": len(curve.returns),
         "episodes": config.test_shots or config.shots,
         "env_steps": 0,
         "return_mean": curve.mean.tolist(),
         "return_ci95": curve.ci95.tolist(),
-        "per_task": curve.scores.tolist(),
+        "per_task": curve.returns.tolist(),
     }

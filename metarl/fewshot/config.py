@@ -42,6 +42,6 @@ class MethodConfig:
     outer_lr_decay: float = 0.0
     full_context: bool = False
     siamese_loss: Literal["contrastive", "cross_entropy"] = "contrastive"
-    margin: float = 1.0
+    margin: float = 3.0
     lstm_size: int = 20
     chunk_size: int = 0

@@ -56,6 +56,11 @@ class Episodes:
         """Classes of a task."""
         return self.ways
 
+    @property
+    def num_examples(self) -> int:
+        """Images of a task."""
+        return self.ways * (self.shots + self.queries)
+
     def sample(self, num_tasks: int, split: Split, seed: int, start: int = 0) -> Tasks:
         """See `TaskSource.sample`. Inputs are float32 in [0, 1]."""
         images, labels = zip(*(self._task(split, seed, start + i) for i in range(num_tasks)), strict=True)

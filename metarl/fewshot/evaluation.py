@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from metarl.evaluation import AdaptationCurve
 from metarl.fewshot.method import Method
 from metarl.fewshot.supervised import score
 from metarl.fewshot.tasks import Examples, Tasks
@@ -14,31 +13,12 @@ from metarl.parallel import TaskChunks
 from metarl.types import Params
 
 
-@dataclass(frozen=True)
-class ScoreCurve:
-    """Scores of test tasks: the share of right answers of a classification, the mean squared error of a regression.
-
-    Attributes:
-        scores: `[task, K + 1]` after 0 to K steps, float64; one column for a method that takes no steps.
-    """
-
-    scores: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """`[K + 1]`."""
-        return self.scores.mean(0)
-
-    @property
-    def ci95(self) -> Tensor:
-        """Half-width of the normal 95 % interval over tasks, `[K + 1]`."""
-        return 1.96 * self.scores.std(0) / len(self.scores) ** 0.5
-
-
 def evaluate_method(
     method: Method, params: Params, buffers: Params, tasks: Tasks, num_steps: int, chunks: TaskChunks
-) -> ScoreCurve:
-    """Scores on the queries of each task, whose labels are read here alone.
+) -> AdaptationCurve:
+    """Scores on the queries of each task after 0 to K steps: one column for a method that takes no steps.
+
+    The labels of the queries are read here alone.
 
     Args:
         method: The method.
@@ -54,7 +34,7 @@ def evaluate_method(
             predictions = method.predictions(params, buffers, part.support, part.query.x, num_steps)
         return torch.stack([score(p, part.query.y).double() for p in predictions], 1)
 
-    return ScoreCurve(torch.cat(chunks.map(scores, len(tasks.support.x), tasks)))
+    return AdaptationCurve(torch.cat(chunks.map(scores, len(tasks.support.x), tasks)), env_steps=0)
 
 
 def nearest_neighbour(support: Examples, query_x: Tensor, num_classes: int) -> Tensor:

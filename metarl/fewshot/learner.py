@@ -67,7 +67,7 @@ class FewShotLearner:
         size = self.config.meta_batch_size
         tasks = self.source.sample(size, "train", self.seed, start=self.iteration * size)
         sampled, sampled_cpu = time.perf_counter(), time.process_time()
-        direction = self._direction(tasks)
+        direction = self.mean_direction(tasks)
         moved = self._outer_step(direction.gradient)
         if moved is None or not all_finite(moved) or not all_finite(direction.buffers):
             self.skipped_updates += 1
@@ -89,8 +89,11 @@ class FewShotLearner:
             "time/tasks_per_second": size / seconds,
         }
 
-    def _direction(self, tasks: Tasks) -> Direction:
-        """Mean over the tasks, whose chunks are added in order: the same however many threads there are."""
+    def mean_direction(self, tasks: Tasks) -> Direction:
+        """The method's direction, mean over the tasks: chunks are added in order, however many threads there are.
+
+        Running statistics and metrics are still each task's own.
+        """
         size = len(tasks.support.x)
         parts = self.chunks.map(lambda chunk: self.method.direction(self.params, self.buffers, chunk), size, tasks)
         return Direction(

@@ -198,13 +198,20 @@ METHODS: dict[str, NamedMethod] = {
 }
 
 
+IMAGES_AT_ONCE = 128
+"""Images of several tasks that are computed together: what was measured to be fastest (docs/performance.md)."""
+
+
 def make_chunks(source: TaskSource, config: MethodConfig, num_threads: int | None) -> TaskChunks:
     """How tasks are split over threads.
 
-    Networks on images run task by task, one on each thread: measured, that is faster than vmap and than unfolded
-    convolutions as batched products (docs/performance.md). Small networks on vectors run all at once.
+    Small networks on vectors run all tasks at once. Of images a few small tasks are computed at once, and of large
+    ones each by itself: vmapped convolutions save calls and cost arithmetic. There are enough chunks for the cores.
+    The split depends on the problem alone, never on the machine, so that runs stay repeatable to the bit.
     """
-    size = config.chunk_size or (1 if len(source.input_shape) == 3 else config.meta_batch_size)
+    size = config.chunk_size or config.meta_batch_size
+    if not config.chunk_size and len(source.input_shape) == 3:
+        size = max(1, min(IMAGES_AT_ONCE // source.num_examples, config.meta_batch_size // 4))
     return TaskChunks(size, num_threads)
 
 

@@ -118,7 +118,8 @@ class Network:
             params: `{name: [task, ...]}`.
             x: `[task, example, *input]`.
         """
-        return self._training(params | _of_tasks(self._scratch, len(x)), x)
+        scratch = {name: value.to(x) if value.is_floating_point() else value for name, value in self._scratch.items()}
+        return self._training(params | _of_tasks(scratch, len(x)), x)
 
     def learning_statistics(self, params: Params, x: Tensor, buffers: Params) -> tuple[Tensor, Params]:
         """The same, and the running statistics `[task, ...]` after it, each task's from `buffers` on."""

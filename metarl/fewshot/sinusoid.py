@@ -28,6 +28,7 @@ class Sinusoid:
 
     def __init__(self, shots: int, queries: int) -> None:
         self.shots, self.queries = shots, queries
+        self.num_examples = shots + queries
 
     def sample(self, num_tasks: int, split: Split, seed: int, start: int = 0) -> Tasks:
         """See `TaskSource.sample`. A task's parameters do not depend on the number of its examples."""

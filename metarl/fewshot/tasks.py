@@ -47,6 +47,7 @@ class TaskSource(Protocol):
         input_shape: Shape of one input.
         num_outputs: Classes of a task, or width of a target.
         is_classification: Whether `y` holds class numbers.
+        num_examples: Support and query examples of a task.
     """
 
     @property
@@ -55,6 +56,8 @@ class TaskSource(Protocol):
     def num_outputs(self) -> int: ...
     @property
     def is_classification(self) -> bool: ...
+    @property
+    def num_examples(self) -> int: ...
 
     def sample(self, num_tasks: int, split: Split, seed: int, start: int = 0) -> Tasks:
         """Tasks `start` to `start + num_tasks - 1` of a stream; each is a pure function of (split, seed, its index)."""

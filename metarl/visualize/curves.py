@@ -25,10 +25,11 @@ _PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
 _OUTLIERS, _STRETCH = 0.03, 1.5
 # Curves of more points than this are shown by their end.
 _LONGEST = 11
+_VALIDATED = "validation/score_step_"
 
 
 def draw_adaptation_curve(
-    path: Path, curve: AdaptationCurve, published: Sequence[PublishedCurve] = (), *, detail: str
+    path: Path, curve: AdaptationCurve, published: Sequence[PublishedCurve] = (), *, detail: str, what: str = "return"
 ) -> Path:
     """Draws the return against the inner step: every task thin, the mean with its 95 % interval over tasks thick.
 
@@ -37,6 +38,7 @@ def draw_adaptation_curve(
         curve: What was measured.
         published: Published curves of the same variant, dashed; one of a single value (an oracle) is a level line.
         detail: What was run.
+        what: What the values are.
 
     Returns:
         `path`.
@@ -57,16 +59,16 @@ def draw_adaptation_curve(
         style = {"color": _OURS, "linewidth": 2.6, "marker": "o", "markersize": 6, "capsize": 4, "elinewidth": 1.6}
         ax.errorbar(steps, mean, ci95 if known_interval else None, label=label, zorder=10, **style)
         interval_ends = np.nan_to_num(ci95) * [[-1.0], [1.0]] + mean
-        _limits(ax, returns, [*interval_ends.ravel(), *(v for p in published for v in p.returns)])
-        ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.15, last + 0.15))
+        _limits(ax, returns, [*interval_ends.ravel(), *(v for p in published for v in p.returns if v is not None)])
+        ax.set(xlabel="inner steps taken", ylabel=what, xlim=(-0.15, last + 0.15))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(ax)
-        title(figure, "Return while adapting to test tasks", detail)
+        title(figure, f"{what.capitalize()} while adapting to test tasks", detail)
     return path
 
 
 def draw_comparison(
-    path: Path, rows: Sequence[CurveRow], published: Sequence[PublishedCurve] = (), *, detail: str
+    path: Path, rows: Sequence[CurveRow], published: Sequence[PublishedCurve] = (), *, detail: str, what: str = "return"
 ) -> Path:
     """Draws several adaptation curves with their intervals into one figure.
 
@@ -77,6 +79,7 @@ def draw_comparison(
         rows: The curves, in the order of the legend.
         published: Published curves, dashed.
         detail: What was run.
+        what: What the values are.
     """
     shown = max((len(row.mean) for row in rows if len(row.mean) <= _LONGEST), default=2)
     last = max(shown, *(len(p.returns) for p in published), 2) - 1
@@ -86,22 +89,23 @@ def draw_comparison(
         ax = _axes(figure)
         for i, (row, colour) in enumerate(zip(rows, colours, strict=True)):
             style = {"color": colour, "linewidth": 1.8}
+            mean = np.array(row.mean, dtype=np.float64)  # None becomes NaN: a gap
             if len(row.mean) == 1 or len(row.mean) > _LONGEST:
                 steps = len(row.mean) - 1
                 label = row.label + (f", after {steps} steps" if steps else "")
-                ax.axhline(row.mean[-1], linestyle="-.", label=label, **style)
+                ax.axhline(mean[-1], linestyle="-.", label=label, **style)
                 continue
             # Shifted a little, so that intervals do not hide one another.
             x = np.arange(len(row.mean)) + 0.16 * ((i + 0.5) / len(rows) - 0.5)
             interval = np.nan_to_num(np.array(row.interval, dtype=np.float64))
             marker = markers[i % len(markers)]
-            ax.errorbar(x, row.mean, interval, label=row.label, marker=marker, markersize=5, capsize=2.5, **style)
+            ax.errorbar(x, mean, interval, label=row.label, marker=marker, markersize=5, capsize=2.5, **style)
         for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
             _draw_published(ax, known, colour, last)
-        ax.set(xlabel="inner steps taken", ylabel="return", xlim=(-0.2, last + 0.2))
+        ax.set(xlabel="inner steps taken", ylabel=what, xlim=(-0.2, last + 0.2))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(ax, first=[row.label for row in rows])
-        title(figure, "Return while adapting to test tasks", detail)
+        title(figure, f"{what.capitalize()} while adapting to test tasks", detail)
     return path
 
 
@@ -138,10 +142,37 @@ def draw_training_curve(path: Path, metrics: Sequence[Mapping[str, Any]], *, det
     return path
 
 
+def draw_fewshot_training(path: Path, metrics: Sequence[Mapping[str, Any]], *, detail: str) -> Path:
+    """Draws the meta-loss of the training tasks and the scores of training and validation tasks over iterations.
+
+    Args:
+        path: PNG file to write.
+        metrics: Rows of metrics.jsonl: `iteration`, `loss`, `score`, and in some rows `validation/score_step_k`.
+        detail: What was run.
+    """
+    last = max((int(name.rsplit("_", 1)[1]) for row in metrics for name in row if _VALIDATED in name), default=0)
+    with drawing(path, _WIDTH, _HEIGHT) as figure:
+        ax = _axes(figure)
+        for name, label, colour in (("loss", "meta-loss", BEFORE), ("score", "score of training queries", _OURS)):
+            iterations, values = _series(metrics, name)
+            if len(values):
+                ax.plot(iterations, values, color=colour, linewidth=1.2, label=label)
+        iterations, scores = _series(metrics, f"{_VALIDATED}{last}")
+        if len(scores):
+            label = "validation score" + (f",\n{step_label(last)}" if last else "")
+            ax.plot(iterations, scores, "D", color=INK, markersize=4, markeredgecolor="white", label=label)
+        ax.set(xlabel="iteration", ylabel="mean over tasks", ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(ax)
+        title(figure, "Few-shot training", detail)
+    return path
+
+
 def _draw_published(ax: Axes, known: PublishedCurve, colour: str, last: int) -> None:
-    """A dashed curve; a level line up to inner step `last` for a single value."""
+    """A dashed curve through what is known of it; a level line up to inner step `last` for a single value."""
     level = len(known.returns) == 1
-    where, values = ((0, last), known.returns * 2) if level else (range(len(known.returns)), known.returns)
+    points = [(step, value) for step, value in enumerate(known.returns) if value is not None]
+    where, values = zip(*([(0, points[0][1]), (last, points[0][1])] if level else points), strict=True)
     style = {"linestyle": ":" if level else "--", "marker": "" if level else "o", "markersize": 4}
     ax.plot(where, values, color=colour, linewidth=1.5, label=f"published: {known.label}", **style)
 

@@ -22,19 +22,12 @@ from metarl.visualize.curves import draw_adaptation_curve, draw_training_curve
 from metarl.visualize.figure import DOT, describe_run
 from metarl.visualize.frames import task_text
 from metarl.visualize.paths import draw_paths, is_planar
+from metarl.visualize.picture import Picture
 from metarl.visualize.selection import spread_tasks
 from metarl.visualize.video import check_ffmpeg, open_renderer, record_before_after, write_video
 
 PATH_TASKS, VIDEO_TASKS = 6, 2
 """Tasks shown by default in a path figure, and in videos."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file that was written, and what there is to say about it ("" for nothing)."""
-
-    path: Path
-    note: str = ""
 
 
 @dataclass(frozen=True)
