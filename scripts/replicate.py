@@ -6,10 +6,10 @@
     python scripts/replicate.py fewshot --seeds 1
 
 `maml2017` is MAML-TRPO as in Finn, Abbeel and Levine, ICML 2017. `learners` trains every learner, and the references
-that judge them, on the same number of environment steps. `fewshot` trains every few-shot method on glyphs for about five
-CPU-minutes, 5-way and some of them 20-way 1-shot, beside chance and nearest neighbours in pixels. Every seed is an ordinary run under --out: a killed
-replication continues where it stopped, a finished seed is only evaluated again. Training, choice of checkpoint and test
-tasks are those of train.py and evaluate.py.
+that judge them, on the same number of environment steps. `fewshot` trains every few-shot method on glyphs for about
+five CPU-minutes, 5-way and some of them 20-way 1-shot, beside chance and nearest neighbours in pixels. Every seed is an
+ordinary run under --out: a killed replication continues where it stopped, a finished seed is only evaluated again.
+Training, choice of checkpoint and test tasks are those of train.py, train_fewshot.py and evaluate.py.
 """
 
 from __future__ import annotations

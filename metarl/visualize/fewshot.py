@@ -15,6 +15,7 @@ from torch import Tensor
 from metarl.experiment.errors import UserError
 from metarl.experiment.fewshot_run import LoadedFewShotRun
 from metarl.experiment.run_directory import read_metrics
+from metarl.fewshot.methods import METHODS
 from metarl.fewshot.sinusoid import INPUTS, Sinusoid
 from metarl.fewshot.supervised import score
 from metarl.fewshot.tasks import Examples
@@ -62,8 +63,8 @@ def show_fewshot_run(
     else:
         for index in range(num_shown or SHEETS):
             yield draw_sheet(out / f"task_{index}.png", run, index, num_steps, seed, detail)
-    curve = run.evaluate(NUM_CURVE_TASKS, num_steps, seed)
-    if len(curve.mean) > 1:
+    if METHODS[config.method].takes_steps and num_steps > 0:
+        curve = run.evaluate(NUM_CURVE_TASKS, num_steps, seed)
         what = "accuracy" if run.source.is_classification else "mean squared error"
         yield Picture(draw_adaptation_curve(out / "adaptation_curve.png", curve, detail=detail, what=what))
     metrics = run.path / "metrics.jsonl"

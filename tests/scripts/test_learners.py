@@ -217,7 +217,7 @@ def test_replication_of_learners_prints_a_row_for_each(run_script: Run, tmp_path
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert run_script("replicate", "learners", "--learners", "magic", "--out", tmp_path)[0] == 2
     code, _, err = run_script("replicate", "maml2017", "--env-steps", 1, "--out", tmp_path)
-    assert code == 2 and "--env-steps belongs to the protocol learners" in err
+    assert code == 2 and "--env-steps means nothing to the protocol maml2017" in err
 
 
 def test_intervals_by_hand_and_over_random_seeds_and_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
