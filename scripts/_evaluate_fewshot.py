@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from _evaluation import keep_record
+from _evaluation import is_default_protocol, keep_record, run_labels, show_table
 
-from metarl.experiment.comparison import CurveRow, curve_table
+from metarl.experiment.comparison import CurveRow
 from metarl.experiment.errors import UserError
 from metarl.experiment.fewshot_run import LoadedFewShotRun, fewshot_record, load_fewshot_run
-from metarl.experiment.files import write_json
 from metarl.fewshot.published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ def score_row(label: str, record: dict[str, Any]) -> CurveRow:
 
 def evaluate_fewshot_runs(arguments: Arguments) -> None:
     """Scores of the runs on the same test tasks, as a table, and as JSON and a plot if asked for."""
-    from evaluate import is_default_protocol
-
     if arguments.episodes is not None or arguments.device != "cpu":
         raise UserError("--episodes and --device are for policies; few-shot runs have --shots, on the CPU.")
     runs = [load_fewshot_run(path, arguments.checkpoint, arguments.shots) for path in arguments.runs]
@@ -57,26 +54,19 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
         records.append(fewshot_record(run, curve, arguments.seed))
         if is_default_protocol(arguments, run.path):
             saved.append(keep_record(run.path, records[-1]))
-    if arguments.json:
-        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": records})
     first, record = runs[0].config, records[0]
     for run in runs:
         print(f"{run.path}: {run.config.method}, {run.checkpoint} checkpoint (iteration {run.iteration})")
     unit = "accuracy in %" if record["higher_is_better"] else record["metric"]
     where = f"{first.dataset}, {first.setting}, mean over {record['num_tasks']} tasks of the test split"
     print(f"{unit} before each step; {where}")
-    names = [run.path.name for run in runs]
-    labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
-    labels = ["this run (± 95 % over tasks)"] if len(runs) == 1 else labels
-    rows = [score_row(label, record) for label, record in zip(labels, records, strict=True)]
-    published = PUBLISHED.get((first.dataset, first.setting), ())
-    print(curve_table([*rows, *map(CurveRow.of_published, published)]))
-    for source in dict.fromkeys(known.source for known in published):
-        print(f"published numbers: {source}")
-    if arguments.plot:
-        from metarl.visualize.curves import draw_comparison
-
-        draw_comparison(arguments.plot, rows, published, detail=f"{where}, 95 % intervals", what=unit)
-    for path in (*saved, arguments.json, arguments.plot):
-        if path is not None:
-            print(f"saved {path}")
+    labels = run_labels([run.path for run in runs])
+    show_table(
+        arguments,
+        records,
+        [score_row(label, record) for label, record in zip(labels, records, strict=True)],
+        PUBLISHED.get((first.dataset, first.setting), ()),
+        saved=saved,
+        detail=f"{where}, 95 % intervals",
+        what=unit,
+    )

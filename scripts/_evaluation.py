@@ -1,17 +1,25 @@
-"""One run evaluated, as evaluate.py and replicate.py both do it."""
+"""One run evaluated, as evaluate.py and replicate.py both do it, and several shown side by side."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import _common
 from torch import Tensor
 
+from metarl.experiment.comparison import CurveRow, curve_table
 from metarl.experiment.errors import describe_os_error
 from metarl.experiment.evaluate_run import evaluate_run, evaluation_record
 from metarl.experiment.files import write_json
 from metarl.experiment.loading import LoadedRun
+from metarl.types import PublishedCurve
+
+if TYPE_CHECKING:
+    from evaluate import Arguments
 
 
 def evaluated(
@@ -55,3 +63,56 @@ def keep_record(run: Path, record: dict[str, Any]) -> Path | None:
         print(f"note: not saved in the run: {describe_os_error(error)}", file=sys.stderr)
         return None
     return file
+
+
+def is_default_protocol(arguments: Arguments, path: Path) -> bool:
+    """Whether the table is one to keep in the run: default settings, and not a pretrained run of the repository."""
+    protocol = {f.name: f.default for f in dataclasses.fields(arguments)}
+    names = ("steps", "num_tasks", "episodes", "shots", "seed", "device")
+    pretrained = (_common.REPOSITORY / "pretrained").resolve() in path.resolve().parents
+    return not pretrained and all(getattr(arguments, name) == protocol[name] for name in names)
+
+
+def run_labels(paths: Sequence[Path]) -> list[str]:
+    """What runs are called in a table: their directories' names, or if two share one their paths."""
+    if len(paths) == 1:
+        return ["this run (± 95 % over tasks)"]
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def show_table(
+    arguments: Arguments,
+    records: Sequence[dict[str, Any]],
+    rows: Sequence[CurveRow],
+    published: Sequence[PublishedCurve],
+    *,
+    saved: Sequence[Path | None],
+    detail: str,
+    what: str = "return",
+    source_note: str = "",
+) -> None:
+    """Prints curves beside published ones, and writes what --json and --plot ask for.
+
+    Args:
+        arguments: Of evaluate.py.
+        records: Evaluation records of the runs.
+        rows: Their rows.
+        published: Published curves.
+        saved: Files that were saved already, to be named at the end.
+        detail: What was run, for the plot.
+        what: What the values are.
+        source_note: What to say behind the sources of the published curves.
+    """
+    if arguments.json:
+        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
+    print(curve_table([*rows, *map(CurveRow.of_published, published)]))
+    for source in dict.fromkeys(curve.source for curve in published):
+        print(f"published numbers: {source}{source_note}")
+    if arguments.plot:
+        from metarl.visualize.curves import draw_comparison
+
+        draw_comparison(arguments.plot, rows, published, detail=detail, what=what)
+    for path in (*saved, arguments.json, arguments.plot):
+        if path is not None:
+            print(f"saved {path}")

@@ -1,20 +1,25 @@
-"""What replicate.py trains, and how the records of several seeds become rows."""
+"""What replicate.py trains, how it trains it, and how the records of several seeds become rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _common
 import torch
 from torch import Tensor
 
 from metarl.algorithms.learners import LEARNERS
+from metarl.experiment.checks import read_config
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.config import TrainConfig
+from metarl.experiment.errors import UserError
 from metarl.experiment.presets import preset
+from metarl.experiment.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from replicate import Arguments
@@ -68,6 +73,41 @@ def equal_steps_config(name: str, family: str, horizon: int, env_steps: int) -> 
         iterations = 1
     validation = dataclasses.replace(config.validation, every=max(1, iterations // 3))
     return dataclasses.replace(config, iterations=iterations, learner=learner, validation=validation)
+
+
+def trained_run(path: Path, config: TrainConfig) -> Path:
+    """Trains, or continues, or finds finished, the run at `path`.
+
+    Raises:
+        UserError: If something else is there.
+    """
+    from metarl.experiment.policy_run import make_learner, make_trainer
+
+    exists = (path / "config.json").exists()
+    if exists and read_config(path) != config:
+        raise UserError(f"{path} holds a run with other settings; choose another --out.")
+    learner = make_learner(_common.make_family(config.family, config.observe_task), config)
+    with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
+        trainer = make_trainer(learner, config, run, resume=exists)
+        print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
+        finished = trainer.train()
+    if not finished:
+        print(f"Stopped; the same command continues from iteration {learner.iteration}.")
+        sys.exit(130)
+    return path
+
+
+def evaluation_of(path: Path, num_steps: int | None) -> dict[str, Any]:
+    """Evaluation record of a finished run on the published tasks."""
+    from _evaluation import evaluated
+
+    from metarl.experiment.evaluate_run import default_steps, test_tasks
+
+    run = _common.load_run(path)
+    tasks, _ = test_tasks(run, None, 0)
+    steps = default_steps(run) if num_steps is None else num_steps
+    # As evaluate.py does: a run's own table is always one of the same protocol.
+    return evaluated(run, tasks, steps=steps, keep=steps == default_steps(run))[0]
 
 
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

@@ -12,7 +12,6 @@ pretrained/, whose tables are part of the repository), and with any settings whe
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import _common
 import tyro
 
-from metarl.experiment.comparison import CurveRow, curve_table
+from metarl.experiment.comparison import CurveRow
 from metarl.experiment.config import check_device
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import check_writable, write_json
+from metarl.experiment.files import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,17 +61,9 @@ class Arguments:
     plot: Path | None = None
 
 
-def is_default_protocol(arguments: Arguments, path: Path) -> bool:
-    """Whether the table is one to keep in the run: default settings, and not a pretrained run of the repository."""
-    protocol = {f.name: f.default for f in dataclasses.fields(Arguments)}
-    names = ("steps", "num_tasks", "episodes", "shots", "seed", "device")
-    pretrained = (_common.REPOSITORY / "pretrained").resolve() in path.resolve().parents
-    return not pretrained and all(getattr(arguments, name) == protocol[name] for name in names)
-
-
 def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
     """A run's evaluation record, and where in the run it was saved."""
-    from _evaluation import evaluated
+    from _evaluation import evaluated, is_default_protocol
 
     from metarl.experiment.evaluate_run import default_steps
 
@@ -111,12 +102,18 @@ def main() -> None:
 
         evaluate_fewshot_runs(arguments)
         return
-    if arguments.shots is not None:
-        raise UserError("--shots is for few-shot runs; a policy adapts on --episodes.")
-    runs = [_common.load_run(path, arguments.checkpoint) for path in arguments.runs]
+    evaluate_policies(arguments)
+
+
+def evaluate_policies(arguments: Arguments) -> None:
+    """Adaptation curves of the runs on the same tasks with the same noise."""
+    from _evaluation import run_labels, show_table
 
     from metarl.experiment.evaluate_run import on_published_tasks, test_tasks
 
+    if arguments.shots is not None:
+        raise UserError("--shots is for few-shot runs; a policy adapts on --episodes.")
+    runs = [_common.load_run(path, arguments.checkpoint) for path in arguments.runs]
     first = runs[0]
     other = next((run for run in runs if run.config.family != first.config.family), None)
     if other is not None:
@@ -126,8 +123,6 @@ def main() -> None:
         )
     tasks, origin = test_tasks(first, arguments.num_tasks, arguments.seed)
     records, saved = zip(*(evaluate(run, tasks, arguments) for run in runs), strict=True)
-    if arguments.json:
-        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
     for run in runs:
         described = (
             f"{run.config.family}, {run.config.algorithm}, {run.checkpoint} checkpoint (iteration {run.iteration})"
@@ -135,23 +130,16 @@ def main() -> None:
         print(described if len(runs) == 1 else f"{run.path}: {described}")
     env_steps = sum(record["env_steps"] for record in records)
     print(f"return before each inner step, mean over {origin}; {env_steps:,} environment steps")
-    names = [run.path.name for run in runs]
-    labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
-    labels = ["this run (± 95 % over tasks)"] if len(runs) == 1 else labels
-    rows = [CurveRow.of_record(label, record) for label, record in zip(labels, records, strict=True)]
-    published = first.family.spec.published
-    print(curve_table([*rows, *map(CurveRow.of_published, published)]))
-    for source in dict.fromkeys(curve.source for curve in published):
-        same = on_published_tasks(first, tasks)
-        print(f"published numbers: {source}" + ("" if same else "; measured on other tasks than these"))
-    if arguments.plot:
-        from metarl.visualize.curves import draw_comparison
-
-        detail = f"{first.config.family}, mean over {origin}, 95 % intervals over tasks"
-        draw_comparison(arguments.plot, rows, published, detail=detail)
-    for path in (*saved, arguments.json, arguments.plot):
-        if path is not None:
-            print(f"saved {path}")
+    labels = run_labels([run.path for run in runs])
+    show_table(
+        arguments,
+        records,
+        [CurveRow.of_record(label, record) for label, record in zip(labels, records, strict=True)],
+        first.family.spec.published,
+        saved=saved,
+        detail=f"{first.config.family}, mean over {origin}, 95 % intervals over tasks",
+        source_note="" if on_published_tasks(first, tasks) else "; measured on other tasks than these",
+    )
 
 
 if __name__ == "__main__":

@@ -22,15 +22,13 @@ from typing import Any, Literal
 
 import _common
 import tyro
-from _replicate_protocols import FAMILIES, Summary, planned_runs
+from _replicate_protocols import FAMILIES, Summary, evaluation_of, planned_runs, trained_run
 
 from metarl.algorithms.learners import LEARNERS
-from metarl.experiment.checks import check, read_config
+from metarl.experiment.checks import check
 from metarl.experiment.comparison import CurveRow, curve_table
-from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
 from metarl.experiment.files import check_writable, write_json
-from metarl.experiment.run_directory import RunDirectory
 from metarl.fewshot.methods import METHODS
 
 UNREAD = {"maml2017": ("learners", "env_steps"), "fewshot": ("families", "env_steps", "steps", "plot")}
@@ -65,41 +63,6 @@ class Arguments:
     out: Path = Path("runs")
     json: Path | None = None
     plot: Path | None = None
-
-
-def trained_run(path: Path, config: TrainConfig) -> Path:
-    """Trains, or continues, or finds finished, the run at `path`.
-
-    Raises:
-        UserError: If something else is there.
-    """
-    from metarl.experiment.policy_run import make_learner, make_trainer
-
-    exists = (path / "config.json").exists()
-    if exists and read_config(path) != config:
-        raise UserError(f"{path} holds a run with other settings; choose another --out.")
-    learner = make_learner(_common.make_family(config.family, config.observe_task), config)
-    with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
-        trainer = make_trainer(learner, config, run, resume=exists)
-        print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
-        finished = trainer.train()
-    if not finished:
-        print(f"Stopped; the same command continues from iteration {learner.iteration}.")
-        sys.exit(130)
-    return path
-
-
-def evaluation_of(path: Path, num_steps: int | None) -> dict[str, Any]:
-    """Evaluation record of a finished run on the published tasks."""
-    from _evaluation import evaluated
-
-    from metarl.experiment.evaluate_run import default_steps, test_tasks
-
-    run = _common.load_run(path)
-    tasks, _ = test_tasks(run, None, 0)
-    steps = default_steps(run) if num_steps is None else num_steps
-    # As evaluate.py does: a run's own table is always one of the same protocol.
-    return evaluated(run, tasks, steps=steps, keep=steps == default_steps(run))[0]
 
 
 @reports_errors

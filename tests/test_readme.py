@@ -1,5 +1,5 @@
-"""The commands and examples of README and docs do what they say. Each code block of README and docs/extending.md is
-marked fast, slow, as one that continues the block before, or as not run and why.
+"""The commands and examples of README and docs do what they say. Each code block of README, docs/fewshot.md and
+docs/extending.md is marked fast, slow, as one that continues the block before, or as not run and why.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TEXT = (REPOSITORY / "README.md").read_text()
+PAGES = {page: (REPOSITORY / page).read_text() for page in ("README.md", "docs/fewshot.md")}
 EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text()
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>fast|slow|continues|no \([^)]+\)) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.S
 )
-BLOCKS = list(BLOCK.finditer(TEXT))
+BLOCKS = [(page, block) for page, text in PAGES.items() for block in BLOCK.finditer(text)]
 
 
 def blocks(language: str) -> list:
@@ -28,16 +28,16 @@ def blocks(language: str) -> list:
         pytest.param(
             block["code"],
             marks=[pytest.mark.slow] if block["mark"] == "slow" else [],
-            id=f"line{TEXT[: block.start()].count(chr(10)) + 1}",
+            id=f"{page}-line{block.string[: block.start()].count(chr(10)) + 1}",
         )
-        for block in BLOCKS
+        for page, block in BLOCKS
         if block["language"] == language and not (block["mark"] or "no").startswith("no")
     ]
 
 
 def test_every_block_says_whether_it_is_tested() -> None:
     assert len(BLOCKS) >= 8
-    assert all(block["mark"] for block in BLOCKS), [block["code"] for block in BLOCKS if not block["mark"]]
+    assert all(block["mark"] for _, block in BLOCKS), [block["code"] for _, block in BLOCKS if not block["mark"]]
 
 
 @pytest.fixture
@@ -95,3 +95,10 @@ def test_links_and_pictures_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target
+
+
+def test_the_tests_that_the_tour_names_are_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGES["docs/fewshot.md"])
+    assert len(named) > 15
+    for file, name in named:
+        assert f"def {name}(" in (REPOSITORY / file).read_text(), f"{file}::{name}"

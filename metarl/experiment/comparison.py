@@ -42,7 +42,12 @@ class CurveRow:
         if value is None:
             return ""
         interval = self.interval[step]
-        return f"{value:.2f}" + (f" ± {interval:.2f}" if math.isfinite(interval) else "")
+        return _number(value) + (f" ± {_number(interval)}" if math.isfinite(interval) else "")
+
+
+def _number(value: float) -> str:
+    """Two decimals, or of what is too wide for a column three digits."""
+    return f"{value:.2f}" if not abs(value) >= 1e5 else f"{value:.1e}"
 
 
 def columns(rows: Sequence[CurveRow]) -> list[int]:

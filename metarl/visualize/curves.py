@@ -51,7 +51,7 @@ def draw_adaptation_curve(
         ax = _axes(figure)
         for i, row in enumerate(returns):
             label = f"each of {num_tasks} tasks" if i == 0 else None
-            ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=0.22, label=label)
+            ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=min(0.22, 12 / num_tasks), label=label)
         for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
             _draw_published(ax, known, colour, last)
         known_interval = bool(np.isfinite(ci95).all())
@@ -153,9 +153,11 @@ def draw_fewshot_training(path: Path, metrics: Sequence[Mapping[str, Any]], *, d
     last = max((int(name.rsplit("_", 1)[1]) for row in metrics for name in row if _VALIDATED in name), default=0)
     with drawing(path, _WIDTH, _HEIGHT) as figure:
         ax = _axes(figure)
+        losses = _series(metrics, "loss")[1]
         for name, label, colour in (("loss", "meta-loss", BEFORE), ("score", "score of training queries", _OURS)):
             iterations, values = _series(metrics, name)
-            if len(values):
+            # Of a regression the score is the loss.
+            if len(values) and (name == "loss" or not np.array_equal(values, losses)):
                 ax.plot(iterations, values, color=colour, linewidth=1.2, label=label)
         iterations, scores = _series(metrics, f"{_VALIDATED}{last}")
         if len(scores):
