@@ -16,7 +16,7 @@ from metarl.fewshot.config import MethodConfig
 from metarl.fewshot.data.glyphs import load_glyphs
 from metarl.fewshot.episodes import Episodes
 from metarl.fewshot.learner import FewShotLearner
-from metarl.fewshot.methods import METHODS, NetworkConfig, Parts
+from metarl.fewshot.methods import METHODS, NetworkConfig, Parts, make_chunks
 from metarl.fewshot.tasks import Tasks
 from metarl.parallel import TaskChunks
 from metarl.types import Params
@@ -24,8 +24,8 @@ from metarl.types import Params
 if TYPE_CHECKING:
     from _benchmark_arguments import Arguments
 
-WAYS, QUERIES, TASKS, VMAPPED = 5, (1, 15), 32, 4
-"""Queries are of each class, which makes 5 and 75 a task; VMAPPED tasks are computed at once in the third row."""
+WAYS, QUERIES, TASKS, CHUNKS = 5, (1, 15), 32, (1, 4, 8)
+"""Queries are of each class, which makes 5 and 75 a task; CHUNKS are numbers of tasks computed at once."""
 
 
 def plain_network(params: Params, x: Tensor) -> Tensor:
@@ -65,13 +65,13 @@ def timed(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def measured_fewshot(arguments: Arguments) -> list[Row]:
-    """Rows of ours (task by task on each thread) and of vmap over some tasks, against the loop's wall time."""
+    """Rows of what training does, and of tasks one by one and several at once, against the loop's wall time."""
     rows = []
     for queries in QUERIES:
         found = timed(_competitors(queries, arguments), arguments.repeats or 5)
         limit = found["loop"][0]
         for name, (wall, cpu) in found.items():
-            what = f"fewshot/{WAYS * queries}_queries/{name}"
+            what = f"{WAYS * queries} queries/{name}"
             rows.append(Row(what, wall, limit, wall / limit, "wall-s per step", cpu, wall, peak_memory_mb("cpu")))
     return rows
 
@@ -83,15 +83,15 @@ def _competitors(queries: int, arguments: Arguments) -> dict[str, Callable[[], l
     method = METHODS["maml"].build(Parts(source, NetworkConfig(), config, WAYS, 0))
     tasks, params = source.sample(TASKS, "train", 0), method.initial_params()
 
-    def by_chunks(size: int) -> Callable[[], list[Tensor]]:
-        chunks = TaskChunks(size, arguments.num_threads or None)
+    def by_chunks(chunks: TaskChunks) -> Callable[[], list[Tensor]]:
         learner = FewShotLearner(method, source, config, iterations=1, chunks=chunks)
         return lambda: list(learner.mean_direction(tasks).gradient.values())
 
+    threads = arguments.num_threads or None
     ways = {
         "loop": lambda: plain_loop(params, tasks, config.inner_lr),
-        "ours": by_chunks(arguments.chunk_size or 1),
-        "vmap": by_chunks(VMAPPED),
+        "ours": by_chunks(make_chunks(source, dataclasses.replace(config, chunk_size=arguments.chunk_size), threads)),
+        **{f"chunks of {size}": by_chunks(TaskChunks(size, threads)) for size in CHUNKS},
     }
     for a, b in zip(ways["loop"](), ways["ours"](), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)

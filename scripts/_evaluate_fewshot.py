@@ -9,13 +9,17 @@ from _evaluation import is_default_protocol, keep_record, run_labels, show_table
 
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.errors import UserError
-from metarl.experiment.fewshot_run import LoadedFewShotRun, fewshot_record, load_fewshot_run
+from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun, fewshot_record, load_fewshot_run
 from metarl.fewshot.published import PUBLISHED
 
 if TYPE_CHECKING:
     from evaluate import Arguments
 
-NUM_TASKS = 600
+
+def described(run: LoadedFewShotRun) -> tuple[str, ...]:
+    """What its test tasks are, in words."""
+    config = run.config
+    return config.dataset, config.setting, f"{config.test_queries} queries", f"data {run.source.fingerprint}"
 
 
 def check_comparable(runs: Sequence[LoadedFewShotRun]) -> None:
@@ -26,8 +30,7 @@ def check_comparable(runs: Sequence[LoadedFewShotRun]) -> None:
     """
     first = runs[0]
     for run in runs:
-        for what in ("dataset", "setting"):
-            here, there = getattr(run.config, what), getattr(first.config, what)
+        for here, there in zip(described(run), described(first), strict=True):
             if here != there:
                 raise UserError(
                     f"{run.path} is a run on {here}, {first.path} on {there}: only runs on the same tasks can be "
@@ -50,7 +53,7 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
     records, saved = [], []
     for run in runs:
         steps = run.config.num_test_steps if arguments.steps is None else arguments.steps
-        curve = run.evaluate(arguments.num_tasks or NUM_TASKS, steps, arguments.seed)
+        curve = run.evaluate(arguments.num_tasks or EVALUATION_TASKS, steps, arguments.seed)
         records.append(fewshot_record(run, curve, arguments.seed))
         if is_default_protocol(arguments, run.path):
             saved.append(keep_record(run.path, records[-1]))

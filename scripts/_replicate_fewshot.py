@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from _evaluate_fewshot import NUM_TASKS
 from _evaluation import keep_record
-from _replicate_protocols import interval95
+from _replicate_protocols import found_run, interval95, train_to_end
 
-from metarl.experiment.errors import UserError
+from metarl.evaluation import AdaptationCurve
 from metarl.experiment.fewshot_config import FewShotConfig, read_fewshot_config
 from metarl.experiment.fewshot_presets import fewshot_preset
 from metarl.experiment.fewshot_run import (
+    EVALUATION_TASKS,
     fewshot_record,
     load_fewshot_run,
     load_images,
@@ -26,7 +25,6 @@ from metarl.experiment.fewshot_run import (
 from metarl.experiment.files import write_json
 from metarl.experiment.run_directory import RunDirectory, read_metrics
 from metarl.fewshot.data.images import ImageClasses
-from metarl.fewshot.episodes import Episodes
 from metarl.fewshot.evaluation import nearest_neighbour
 from metarl.fewshot.methods import METHODS
 from metarl.fewshot.supervised import score
@@ -39,38 +37,30 @@ WAYS: dict[int, tuple[str, ...]] = {5: tuple(METHODS), 20: ("maml", "prototypica
 
 
 def trained_fewshot_run(path: Path, config: FewShotConfig, images: ImageClasses) -> Path:
-    """Trains, or continues, or finds finished, the run at `path`.
-
-    Raises:
-        UserError: If something else is there.
-    """
-    exists = (path / "config.json").exists()
-    if exists and read_fewshot_config(path) != config:
-        raise UserError(f"{path} holds a run with other settings; choose another --out.")
+    """Trains, or continues, or finds finished, the run at `path`."""
+    exists = found_run(path, config, read_fewshot_config)
     learner = make_fewshot_learner(config, make_source(config, images))
     with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
-        trainer = make_fewshot_trainer(learner, make_source(config, images, test=True), config, run, resume=exists)
-        print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
-        finished = trainer.train()
-    if not finished:
-        print(f"Stopped; the same command continues from iteration {learner.iteration}.")
-        sys.exit(130)
+        train_to_end(make_fewshot_trainer(learner, make_source(config, images, test=True), config, run, resume=exists))
     return path
 
 
 def cpu_seconds(run: Path) -> float:
-    """CPU time that a run's iterations took, from its metrics, each line the mean over some of them."""
+    """CPU time that a run's iterations took, without validation; each line of its metrics is the mean over some."""
     rows = [row for _, row in read_metrics(run / "metrics.jsonl")]
     before = [0, *(row["iteration"] for row in rows)]
     return sum(row["time/cpu_seconds"] * (row["iteration"] - b) for row, b in zip(rows, before, strict=False))
 
 
-def reference_rows(images: ImageClasses, ways: int) -> list[tuple[str, float, float]]:
+def reference_rows(config: FewShotConfig, images: ImageClasses) -> list[tuple[str, float, float]]:
     """(label, accuracy, half-width of its interval) of what learns nothing, on the tasks of the evaluation."""
-    tasks = Episodes(images, ways, 1, 15).sample(NUM_TASKS, "test", 0)
-    scores = score(nearest_neighbour(tasks.support, tasks.query.x, ways), tasks.query.y).double()
-    interval = float(1.96 * scores.std() / len(scores) ** 0.5)
-    return [("chance", 1 / ways, float("nan")), ("nearest neighbour in pixels", float(scores.mean()), interval)]
+    tasks = make_source(config, images, test=True).sample(EVALUATION_TASKS, "test", 0)
+    predictions = nearest_neighbour(tasks.support, tasks.query.x, config.ways)
+    curve = AdaptationCurve(score(predictions, tasks.query.y).double().unsqueeze(1), env_steps=0)
+    return [
+        ("chance", 1 / config.ways, float("nan")),
+        ("nearest neighbour in pixels", float(curve.mean[0]), float(curve.ci95[0])),
+    ]
 
 
 def replicate_fewshot(arguments: Arguments) -> None:
@@ -78,7 +68,9 @@ def replicate_fewshot(arguments: Arguments) -> None:
     images = load_images(FewShotConfig(dataset="glyphs"))
     results: dict[str, Any] = {}
     for ways, methods in WAYS.items():
-        rows: list[tuple[str, float, float, str]] = [(*row, "") for row in reference_rows(images, ways)]
+        rows: list[tuple[str, float, float, str]] = [
+            (*row, "") for row in reference_rows(fewshot_preset("maml", "glyphs", ways), images)
+        ]
         for name in methods:
             if arguments.learners and name not in arguments.learners:
                 continue
@@ -89,7 +81,7 @@ def replicate_fewshot(arguments: Arguments) -> None:
                     config = dataclasses.replace(config, iterations=max(1, config.iterations // 10))
                 path = arguments.out / f"fewshot-{ways}way-{config.iterations}-{name}-seed{seed}"
                 run = load_fewshot_run(trained_fewshot_run(path, config, images))
-                record = fewshot_record(run, run.evaluate(NUM_TASKS, config.num_test_steps), 0)
+                record = fewshot_record(run, run.evaluate(EVALUATION_TASKS, config.num_test_steps), 0)
                 record["training_cpu_seconds"] = cpu_seconds(path)
                 keep_record(path, record)
                 records.append(record)
@@ -97,7 +89,7 @@ def replicate_fewshot(arguments: Arguments) -> None:
                 print(f"  {name}, {ways}-way, seed {seed}: {accuracy}", flush=True)
             rows.append(summary_row(name, records))
             results[f"{ways}-way 1-shot {name}"] = records
-        print_scores(f"glyphs, {ways}-way 1-shot: accuracy in % on {NUM_TASKS} tasks of the test split", rows)
+        print_scores(f"glyphs, {ways}-way 1-shot: accuracy in % on {EVALUATION_TASKS} tasks of the test split", rows)
         results |= {f"{ways}-way 1-shot {label}": value for label, value, *_ in rows[:2]}
     if arguments.json:
         write_json(arguments.json, results)

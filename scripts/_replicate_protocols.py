@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from metarl.experiment.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from replicate import Arguments
+
+    from metarl.experiment.trainer import Trainer
 
 FAMILIES = {name: f"{name}@maml2017" for name in ("navigation-2d", "halfcheetah-vel")}
 """Family -> the variant that is trained."""
@@ -76,25 +79,35 @@ def equal_steps_config(name: str, family: str, horizon: int, env_steps: int) -> 
 
 
 def trained_run(path: Path, config: TrainConfig) -> Path:
-    """Trains, or continues, or finds finished, the run at `path`.
-
-    Raises:
-        UserError: If something else is there.
-    """
+    """Trains, or continues, or finds finished, the run at `path`."""
     from metarl.experiment.policy_run import make_learner, make_trainer
 
-    exists = (path / "config.json").exists()
-    if exists and read_config(path) != config:
-        raise UserError(f"{path} holds a run with other settings; choose another --out.")
+    exists = found_run(path, config, read_config)
     learner = make_learner(_common.make_family(config.family, config.observe_task), config)
     with RunDirectory.resume(path) if exists else RunDirectory.create(path, config) as run:
-        trainer = make_trainer(learner, config, run, resume=exists)
-        print(f"{path}: training iterations {learner.iteration} to {config.iterations}", flush=True)
-        finished = trainer.train()
-    if not finished:
-        print(f"Stopped; the same command continues from iteration {learner.iteration}.")
-        sys.exit(130)
+        train_to_end(make_trainer(learner, config, run, resume=exists))
     return path
+
+
+def found_run(path: Path, config: Any, read: Callable[[Path], Any]) -> bool:
+    """Whether there is a run at `path` already.
+
+    Raises:
+        UserError: If it has other settings.
+    """
+    exists = (path / "config.json").exists()
+    if exists and read(path) != config:
+        raise UserError(f"{path} holds a run with other settings; choose another --out.")
+    return exists
+
+
+def train_to_end(trainer: Trainer) -> None:
+    """Trains to the last iteration, or leaves after Ctrl-C."""
+    done, total = trainer.learner.iteration, trainer.config.iterations
+    print(f"{trainer.run.path}: training iterations {done} to {total}", flush=True)
+    if not trainer.train():
+        print(f"Stopped; the same command continues from iteration {trainer.learner.iteration}.")
+        sys.exit(130)
 
 
 def evaluation_of(path: Path, num_steps: int | None) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,29 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
         if name.replace("_", "-") == flag:
             value = attached if equals else following
     return value
+
+
+def known(name: str, names: Collection[str], what: str) -> str:
+    """The name, if it is one of `names`.
+
+    Raises:
+        UserError: Otherwise, with the nearest one.
+    """
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"Unknown {what} {name!r}{hint}. Known: {', '.join(names)}. See --list.")
+    return name
+
+
+def check_first(name: str, default: str) -> None:
+    """Refuses a name that does not stand first: the settings would be those recommended for another one.
+
+    Raises:
+        UserError: Saying where it belongs.
+    """
+    if name != default:
+        raise UserError(f"{name} must stand before the flags; the settings depend on it.")
 
 
 def resumed_run(arguments: list[str]) -> str | None:

@@ -11,7 +11,6 @@ variants and algorithms.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Annotated
 
 import _common
 import tyro
-from _training import announce, check_unchanged, flag_value, open_run, resumed_run, train
+from _training import announce, check_first, check_unchanged, flag_value, known, open_run, resumed_run, train
 
 from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.checks import check, read_config
 from metarl.experiment.config import TrainConfig
-from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.errors import reports_errors
 from metarl.experiment.presets import preset
 
 
@@ -48,10 +47,7 @@ def parse(arguments: list[str]) -> Arguments:
     """Parses the command line on top of the preset, or of the resumed run's own settings."""
     resume = resumed_run(arguments)
     algorithm = arguments[0] if arguments and not arguments[0].startswith("-") else "maml-trpo"
-    if algorithm not in LEARNERS:
-        near = difflib.get_close_matches(algorithm, LEARNERS, n=1, cutoff=0.3)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"Unknown algorithm {algorithm!r}{hint}. Known: {', '.join(LEARNERS)}. See --list.")
+    known(algorithm, LEARNERS, "algorithm")
     wants_help = "--help" in arguments or "-h" in arguments
     if resume is not None and not wants_help:
         default = read_config(Path(resume))
@@ -61,6 +57,7 @@ def parse(arguments: list[str]) -> Arguments:
     parsed = tyro.cli(Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train.py")
     config = dataclasses.replace(parsed.config, family=_common.resolve_family(parsed.config.family))
     check(config)
+    check_first(config.algorithm, default.algorithm)
     if resume is not None:
         check_unchanged(resume, config, default)
     return dataclasses.replace(parsed, config=config)

@@ -10,18 +10,17 @@ data sets and methods.
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import _common
 import tyro
-from _training import announce, check_unchanged, flag_value, open_run, resumed_run, train
+from _training import announce, check_first, check_unchanged, flag_value, known, open_run, resumed_run, train
 
-from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.errors import reports_errors
 from metarl.experiment.fewshot_config import (
     DATASETS,
     FewShotConfig,
@@ -47,19 +46,6 @@ class Arguments:
     resume: Path | None = None
 
 
-def known(name: str, names: Collection[str], what: str) -> str:
-    """The name, if it is one of `names`.
-
-    Raises:
-        UserError: Otherwise, with the nearest one.
-    """
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"Unknown {what} {name!r}{hint}. Known: {', '.join(names)}. See --list.")
-    return name
-
-
 def parse(arguments: list[str]) -> Arguments:
     """Parses the command line on top of the preset, or of the resumed run's own settings."""
     resume = resumed_run(arguments)
@@ -74,8 +60,19 @@ def parse(arguments: list[str]) -> Arguments:
         Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train_fewshot.py"
     )
     check_fewshot(parsed.config)
+    check_first(parsed.config.method, default.method)
     if resume is not None:
         check_unchanged(resume, parsed.config, default)
+        if default.learner.outer_lr_decay and parsed.config.iterations != default.iterations:
+            print(
+                f"note: the outer step size falls over all iterations; with {parsed.config.iterations} of them it is "
+                f"not what it would be in a run that had so many from the beginning.",
+                file=sys.stderr,
+            )
+    elif parsed.config.data_dir:
+        # The run can then be evaluated from anywhere.
+        config = dataclasses.replace(parsed.config, data_dir=str(Path(parsed.config.data_dir).resolve()))
+        parsed = dataclasses.replace(parsed, config=config)
     return parsed
 
 

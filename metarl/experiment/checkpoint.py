@@ -34,9 +34,10 @@ def read_checkpoint(
         raise UserError(f"{path} is not a checkpoint of this version of metarl (format {state.get('format')!r}).")
     for what, value in identity.items():
         if state.get(what) != value:
-            raise UserError(
-                f"{path} belongs to another run: its {what} is {state.get(what)!r}, this run's is {value!r}."
-            )
+            said = f"its {what} is {state.get(what)!r}, this run's is {value!r}"
+            if what == "data":
+                said = "the data are not the same classes and images any more as when it was trained"
+            raise UserError(f"{path} belongs to another run: {said}.")
     learner = state["learner"]
     for name, like in tensors.items():
         learner[name] = _checked(learner.get(name), like, path)

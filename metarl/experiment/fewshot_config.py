@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,9 @@ DATASETS: dict[str, str] = {
 }
 """Data sets with one line each."""
 
+DOWNLOADED = ("omniglot", "mini-imagenet")
+"""Those that are not part of metarl."""
+
 
 @dataclass(frozen=True)
 class FewShotValidation:
@@ -47,7 +51,7 @@ class FewShotConfig:
     Attributes:
         method: Few-shot learner.
         dataset: Data set.
-        data_dir: Where the data set is, if it is one to download.
+        data_dir: Where the data set is, if it is one to download; data/<data set> if not given.
         omniglot_split: Omniglot: 1200 characters for training (vinyals), or the background alphabets (lake).
         ways: Classes of a task.
         shots: Support examples of each class (of a task, in regression).
@@ -83,11 +87,6 @@ class FewShotConfig:
     network: Annotated[NetworkConfig, tyro.conf.arg(name="")] = field(default_factory=NetworkConfig)
     validation: FewShotValidation = field(default_factory=FewShotValidation)
     learner: Annotated[MethodConfig, tyro.conf.arg(name="")] = field(default_factory=MethodConfig)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint must be of to belong to this run."""
-        return {"method": self.method, "dataset": self.dataset}
 
     @property
     def is_regression(self) -> bool:
@@ -156,9 +155,29 @@ def check_fewshot(config: FewShotConfig, source: Path | None = None) -> None:
         able = ", ".join(name for name, named in METHODS.items() if named.regression)
         raise UserError(f"{config.method} compares classes and cannot do regression ({config.dataset}); {able} can.")
     # Of a file nobody is misled by a setting that nothing reads; a default may have changed since.
+    if source is None:
+        _check_read(config, words)
     wrong = contradiction(config.method, config.learner) if source is None else None
     if wrong is not None:
         raise UserError(f"{words.label('learner.' + wrong[0])} {words.within(wrong[1])}")
+
+
+def _check_read(config: FewShotConfig, words: Words) -> None:
+    """Refuses settings that the data set or the method has no use for, which would be ignored."""
+    images = ("ways", "network.channels", "network.pooling", "network.batch_norm")
+    unread = {
+        config.dataset: (
+            *(images if config.is_regression else ("network.hidden_sizes",)),
+            *(() if config.dataset == "omniglot" else ("omniglot_split",)),
+            *(() if config.dataset in DOWNLOADED else ("data_dir",)),
+        ),
+        config.method: () if METHODS[config.method].takes_steps else ("test_steps",),
+    }
+    for what, names in unread.items():
+        for name in names:
+            value, usual = (operator.attrgetter(name)(c) for c in (config, FewShotConfig()))
+            if value != usual:
+                raise UserError(f"{words.label(name)} is {value}; {what} does not read it.")
 
 
 def read_fewshot_config(path: Path) -> FewShotConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 from metarl.experiment.fewshot_config import FewShotConfig, FewShotValidation
 from metarl.fewshot.config import MethodConfig
-from metarl.fewshot.methods import METHODS, NetworkConfig
+from metarl.fewshot.methods import METHODS, OUTER, NetworkConfig
 
 _GROUPS = {"network": NetworkConfig, "validation": FewShotValidation, "learner": MethodConfig}
 
@@ -28,8 +28,8 @@ _DIGITS: dict[str, Any] = {**_GLYPHS, "iterations": 500, "validation": {"every":
 # Finn et al. 2017, appendix A.1.
 _OMNIGLOT: dict[str, Any] = {"iterations": 60_000, "queries": 1, "keep_every": 5000, "validation": {"every": 500}}
 _MINI_IMAGENET: dict[str, Any] = {
-    "iterations": 60_000, "queries": 15, "test_steps": 10, "keep_every": 5000, "validation": {"every": 500},
-    "network": {"channels": 32, "pooling": True},
+    "iterations": 60_000, "queries": 15, "test_steps": 10, "log_every": 5, "keep_every": 5000,
+    "validation": {"every": 500}, "network": {"channels": 32, "pooling": True},
     "learner": {"meta_batch_size": 4, "inner_lr": 0.01, "num_inner_steps": 5},
 }  # fmt: skip
 
@@ -51,16 +51,16 @@ _FOR_BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("reptile", "sinusoid"): {"learner": {**_REPTILE, "inner_lr": 0.02, "inner_batch_size": 10}},
     ("meta-lstm", "sinusoid"): {"learner": {"lstm_size": 10, "num_inner_steps": 3}, "iterations": 10_000},
     ("snail", "sinusoid"): {"iterations": 10_000},
-    ("maml", "glyphs"): {"iterations": 3000},
-    ("fomaml", "glyphs"): {"iterations": 5500},
+    ("maml", "glyphs"): {"iterations": 2800},
+    ("fomaml", "glyphs"): {"iterations": 4700},
     ("reptile", "glyphs"): {
-        "iterations": 3500, "test_steps": 10, "learner": {**_REPTILE, "inner_lr": 0.3, "meta_batch_size": 8}
+        "iterations": 2500, "test_steps": 10, "learner": {**_REPTILE, "inner_lr": 0.3, "meta_batch_size": 8}
     },
-    ("meta-sgd", "glyphs"): {"iterations": 3000},
-    ("anil", "glyphs"): {"iterations": 5500},
-    ("siamese", "glyphs"): {"iterations": 6000},
-    ("matching", "glyphs"): {"iterations": 5500},
-    ("prototypical", "glyphs"): {"iterations": 6000},
+    ("meta-sgd", "glyphs"): {"iterations": 2800},
+    ("anil", "glyphs"): {"iterations": 4700},
+    ("siamese", "glyphs"): {"iterations": 5300},
+    ("matching", "glyphs"): {"iterations": 5000},
+    ("prototypical", "glyphs"): {"iterations": 5500},
     ("meta-lstm", "glyphs"): {
         "iterations": 1000,
         "learner": {"meta_batch_size": 8, "num_inner_steps": 3, "lstm_size": 4, "inner_lr": 0.4},
@@ -83,9 +83,14 @@ def fewshot_preset(method: str, dataset: str, ways: int = 5) -> FewShotConfig:
     parts = [_FOR_DATASET[dataset], of_method, _FOR_BOTH.get((method, dataset), {})]
     if dataset == "glyphs" and ways >= 20:
         parts += [{"queries": 1, "learner": {"meta_batch_size": 8}}, _TWENTY_WAYS.get(method, {})]
+    if (method, dataset) == ("maml", "omniglot") and ways >= 20:
+        parts.append({"test_steps": 5, "learner": {"meta_batch_size": 16, "inner_lr": 0.1, "num_inner_steps": 5}})
     run = {key: value for part in parts for key, value in part.items() if key not in _GROUPS}
-    groups = {
-        name: kind(**{key: value for part in parts for key, value in part.get(name, {}).items()})
-        for name, kind in _GROUPS.items()
-    }
-    return FewShotConfig(method=method, dataset=dataset, ways=ways, **run, **groups)
+    groups = {name: {key: value for part in parts for key, value in part.get(name, {}).items()} for name in _GROUPS}
+    if not METHODS[method].takes_steps:
+        run.pop("test_steps", None)
+    # A data set's inner step size says nothing to a method without inner steps.
+    read = {*OUTER, *METHODS[method].reads, *METHODS[method].settings}
+    groups["learner"] = {key: value for key, value in groups["learner"].items() if key in read}
+    built = {name: kind(**groups[name]) for name, kind in _GROUPS.items()}
+    return FewShotConfig(method=method, dataset=dataset, ways=ways, **run, **built)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from metarl.evaluation import AdaptationCurve
 from metarl.experiment.checkpoint import read_checkpoint
 from metarl.experiment.errors import UserError, one_line
-from metarl.experiment.fewshot_config import FewShotConfig, read_fewshot_config
+from metarl.experiment.fewshot_config import DOWNLOADED, FewShotConfig, read_fewshot_config
 from metarl.experiment.loading import find_checkpoint
 from metarl.experiment.progress import status
 from metarl.experiment.run_directory import RunDirectory
@@ -33,8 +34,14 @@ from metarl.fewshot.sinusoid import Sinusoid
 from metarl.fewshot.tasks import Split, TaskSource
 from metarl.types import Params
 
-VALIDATION_SEED, EVALUATION_CHUNK = 0, 100
-"""Task seed of the validation draw (a split of its own), and tasks of an evaluation that are held at once."""
+VALIDATION_SEED = 0
+"""Task seed of the validation draw, which has a split of its own."""
+
+EVALUATION_TASKS = 600
+"""Test tasks of an evaluation."""
+
+_HELD_TASKS, _HELD_BYTES = 100, 256 * 2**20
+"""Tasks of an evaluation that are held at once: so many, if they take no more than that."""
 
 
 def load_images(config: FewShotConfig) -> ImageClasses:
@@ -43,20 +50,19 @@ def load_images(config: FewShotConfig) -> ImageClasses:
     Raises:
         UserError: If they are missing or unusable.
     """
-    needs_folder = {"omniglot", "mini-imagenet"}
-    if config.dataset in needs_folder and not config.data_dir:
-        raise UserError(f"{config.dataset} is not part of metarl; say where it is with --data-dir FOLDER.")
+    folder = config.data_dir or f"data/{config.dataset}"
     loaders = {
         "glyphs": load_glyphs,
         "digits": load_digits,
-        "omniglot": lambda: load_omniglot(config.data_dir, config.omniglot_split),
-        "mini-imagenet": lambda: load_mini_imagenet(config.data_dir),
+        "omniglot": lambda: load_omniglot(folder, config.omniglot_split),
+        "mini-imagenet": lambda: load_mini_imagenet(folder),
     }
     try:
         with status(f"loading {config.dataset} ..."):
             return loaders[config.dataset]()
     except (ValueError, ImportError, FileNotFoundError) as error:
-        raise UserError(f"{config.dataset}: {one_line(error)}") from None
+        hint = " Where it is, --data-dir says." if config.dataset in DOWNLOADED and not config.data_dir else ""
+        raise UserError(f"{config.dataset}: {one_line(error)}{hint}") from None
 
 
 def make_source(config: FewShotConfig, images: ImageClasses | None = None, *, test: bool = False) -> TaskSource:
@@ -86,7 +92,8 @@ def make_method(config: FewShotConfig, source: TaskSource) -> Method:
     Raises:
         UserError: If the settings do not fit the data.
     """
-    num_support = config.shots * (1 if config.is_regression else config.ways)
+    # What reads a whole support set at once must be large enough for that of the tests, too.
+    num_support = max(config.shots, config.test_shots) * (1 if config.is_regression else config.ways)
     try:
         return METHODS[config.method].build(Parts(source, config.network, config.learner, num_support, config.seed))
     except ValueError as error:
@@ -110,7 +117,12 @@ def make_fewshot_trainer(
 ) -> Trainer:
     """The training of a learner; see `Trainer`."""
     validation = FewShotValidator(learner, test_source, config)
-    return Trainer(learner, validation, config, run, resume, describe_tasks)
+    return Trainer(learner, validation, config, run, resume, run_identity(config, test_source), describe_tasks)
+
+
+def run_identity(config: FewShotConfig, source: TaskSource) -> dict[str, str]:
+    """What a checkpoint must be of to belong to a run: with other data, test tasks might hold what was trained on."""
+    return {"method": config.method, "dataset": config.dataset, "data": source.fingerprint}
 
 
 def describe_tasks(metrics: Mapping[str, float]) -> str:
@@ -137,6 +149,7 @@ class FewShotValidator:
         return (-score if self._config.is_regression else score), metrics
 
     def state_dict(self) -> dict[str, Any]:
+        """There is nothing to save."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
@@ -154,11 +167,12 @@ def evaluate_on(
     num_steps: int,
     config: FewShotConfig,
 ) -> AdaptationCurve:
-    """Scores on tasks 0 to `num_tasks - 1` of a split, drawn and dropped a hundred at a time."""
+    """Scores on tasks 0 to `num_tasks - 1` of a split, drawn and dropped some at a time."""
+    held = min(_HELD_TASKS, max(1, _HELD_BYTES // (4 * source.num_examples * math.prod(source.input_shape))))
     chunks = make_chunks(source, config.learner, config.num_threads or None)
     scores: list[Tensor] = []
-    for start in range(0, num_tasks, EVALUATION_CHUNK):
-        tasks = source.sample(min(EVALUATION_CHUNK, num_tasks - start), split, seed, start)
+    for start in range(0, num_tasks, held):
+        tasks = source.sample(min(held, num_tasks - start), split, seed, start)
         scores.append(evaluate_method(method, params, buffers, tasks, num_steps, chunks).returns)
     return AdaptationCurve(torch.cat(scores), env_steps=0)
 
@@ -207,16 +221,27 @@ def load_fewshot_run(path: Path, checkpoint: str = "best", shots: int | None = N
         UserError: If it is not a run, its checkpoint or its data are missing or unusable.
     """
     config = read_fewshot_config(path)
-    if shots is not None:
-        config = dataclasses.replace(config, test_shots=shots)
     file = find_checkpoint(path, checkpoint)
+    # Built for the run's own shots, whatever it is tested on.
+    trained, config = config, config if shots is None else dataclasses.replace(config, test_shots=shots)
     source = make_source(config, test=True)
-    method = make_method(config, source)
+    method = make_method(trained, source)
+    if shots is not None:
+        _check_shots(method, source)
     like = {"params": method.initial_params(), "buffers": method.initial_buffers()}
-    learner = read_checkpoint(file, config.identity, like, FewShotLearner.counters)["learner"]
+    learner = read_checkpoint(file, run_identity(config, source), like, FewShotLearner.counters)["learner"]
     return LoadedFewShotRun(
         path, config, source, method, learner["params"], learner["buffers"], file.stem, learner["iteration"]
     )
+
+
+def _check_shots(method: Method, source: TaskSource) -> None:
+    """Refuses more shots than a method was built for."""
+    tasks = source.sample(1, "test", 0)
+    try:
+        method.predictions(method.initial_params(), method.initial_buffers(), tasks.support, tasks.query.x, 0)
+    except ValueError as error:
+        raise UserError(f"--shots: {one_line(error)}") from None
 
 
 def fewshot_record(run: LoadedFewShotRun, curve: AdaptationCurve, seed: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def make_learner(family: TaskFamily, config: TrainConfig) -> MetaLearner:
 
 def make_trainer(learner: MetaLearner, config: TrainConfig, run: RunDirectory, resume: bool) -> Trainer:
     """The training of a learner from `make_learner`; see `Trainer`."""
-    return Trainer(learner, PolicyValidation(learner, config), config, run, resume, describe_rollouts)
+    return Trainer(learner, PolicyValidation(learner, config), config, run, resume, config.identity, describe_rollouts)
 
 
 def describe_rollouts(metrics: Mapping[str, float]) -> str:

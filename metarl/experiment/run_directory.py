@@ -25,7 +25,10 @@ from metarl.experiment.config import to_json
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import write_bytes_atomically, write_json
 
-_PACKAGES = ("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang", "tensorboard")
+_PACKAGES = (
+    *("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang", "tensorboard"),
+    *("matplotlib", "pillow", "scikit-learn"),
+)
 
 
 @final

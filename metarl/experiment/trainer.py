@@ -76,8 +76,6 @@ class RunConfig(Protocol):
     def log_every(self) -> int: ...
     @property
     def validation(self) -> Any: ...
-    @property
-    def identity(self) -> dict[str, str]: ...
 
 
 @final
@@ -90,6 +88,7 @@ class Trainer:
         config: The run's settings.
         run: Where it is kept.
         resume: Continue from the run's last checkpoint, if it has one yet.
+        identity: What a checkpoint must be of to belong to this run.
         describe: Metrics as a few words for the progress line.
 
     Raises:
@@ -103,11 +102,12 @@ class Trainer:
         config: RunConfig,
         run: RunDirectory,
         resume: bool,
+        identity: dict[str, str],
         describe: Callable[[Mapping[str, float]], str],
     ) -> None:
         self.learner, self.config, self.run = learner, config, run
         self.best_score = -math.inf
-        self._validation, self._describe = validation, describe
+        self._validation, self._identity, self._describe = validation, identity, describe
         self._lines = 0
         self._resumed = resume
         if resume:
@@ -123,7 +123,7 @@ class Trainer:
                 "continue from; put a copy of another checkpoint there, or train anew with another --run-dir."
             )
         if last.exists():
-            state = read_checkpoint(last, self.config.identity, self.learner.tensors(), self.learner.counters)
+            state = read_checkpoint(last, self._identity, self.learner.tensors(), self.learner.counters)
             done = state["learner"]["iteration"]
             if done > self.config.iterations:
                 raise UserError(f"--iterations is {self.config.iterations}; {self.run.path} has done {done} already.")
@@ -173,11 +173,20 @@ class Trainer:
         return self.learner.iteration >= total
 
     def _advance(self) -> dict[str, float]:
-        """Iterations up to the next multiple of `log_every`, or the last one, and the mean of their metrics."""
-        every, done = self.config.log_every, self.learner.iteration
-        rounds = min(every - done % every, self.config.iterations - done)
-        rows = [self.learner.iterate() for _ in range(rounds)]
+        """Iterations up to the next line of metrics, and the mean of what they measured.
+
+        A line ends at a multiple of `log_every`, and where there is something to validate or to keep. A stop waits for
+        it, so that lines are the same as in an unbroken run.
+        """
+        rows = [self.learner.iterate()]
+        while not self._line_ends():
+            rows.append(self.learner.iterate())
         return _mean(rows) if len(rows) > 1 else rows[0]
+
+    def _line_ends(self) -> bool:
+        iteration = self.learner.iteration
+        ends = (self.config.log_every, self.config.keep_every, self.config.validation.every, self.config.iterations)
+        return any(every > 0 and iteration % every == 0 for every in ends)
 
     def _validation_due(self) -> bool:
         every = self.config.validation.every
@@ -203,7 +212,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "format": CHECKPOINT_FORMAT,
-            **self.config.identity,
+            **self._identity,
             "learner": self.learner.state_dict(),
             "best_score": self.best_score,
             "lines": self._lines,
@@ -225,7 +234,7 @@ def _without_nonfinite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 class _StopSignal:
-    """Ctrl-C or SIGTERM asks for a clean stop after the current iteration; a second one stops at once."""
+    """Ctrl-C or SIGTERM asks for a clean stop at the next checkpoint; a second one stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -244,4 +253,4 @@ class _StopSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nStopping after this iteration (once more to stop at once) ...", file=sys.stderr)
+        print("\nStopping at the next checkpoint (once more to stop at once) ...", file=sys.stderr)

@@ -22,8 +22,9 @@ class MethodConfig:
         inner_batch_size: Examples of a mini-batch of Reptile's inner steps.
         outer_optimizer: What follows the meta-gradient: adam, or sgd.
         outer_lr: Step size of the outer optimiser.
-        outer_lr_decay: Share of the step size that is gone at the last iteration, falling linearly.
+        outer_lr_decay: Share of the outer step size that is lost by the end of training, falling linearly.
         full_context: Matching networks: embed the support set as a whole.
+        learn_scale: Matching networks: learn how sharp the attention is; published without.
         siamese_loss: Siamese networks: contrastive, or cross_entropy of pairs.
         margin: Siamese networks: distance up to which the contrastive loss pushes different classes apart.
         lstm_size: Meta-LSTM: width of the LSTM that reads the gradients.
@@ -41,6 +42,7 @@ class MethodConfig:
     outer_lr: float = 0.001
     outer_lr_decay: float = 0.0
     full_context: bool = False
+    learn_scale: bool = True
     siamese_loss: Literal["contrastive", "cross_entropy"] = "contrastive"
     margin: float = 3.0
     lstm_size: int = 20

@@ -57,6 +57,11 @@ class Episodes:
         return self.ways
 
     @property
+    def fingerprint(self) -> str:
+        """Of the images and of their sorting into classes and splits."""
+        return self.data.fingerprint
+
+    @property
     def num_examples(self) -> int:
         """Images of a task."""
         return self.ways * (self.shots + self.queries)

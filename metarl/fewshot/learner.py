@@ -68,8 +68,9 @@ class FewShotLearner:
         tasks = self.source.sample(size, "train", self.seed, start=self.iteration * size)
         sampled, sampled_cpu = time.perf_counter(), time.process_time()
         direction = self.mean_direction(tasks)
-        moved = self._outer_step(direction.gradient)
-        if moved is None or not all_finite(moved) or not all_finite(direction.buffers):
+        # Looked at before the step, which moves the optimiser's state.
+        moved = self._outer_step(direction.gradient) if all_finite(direction.buffers) else None
+        if moved is None or not all_finite(moved):
             self.skipped_updates += 1
         else:
             self.params = moved

@@ -19,8 +19,9 @@ method:
 | theta_k  | trajectory[k]  | {name: [task, ...]}  | task's parameters after k inner steps         |
 | L        | prediction_loss | [task]              | cross-entropy or mean squared error           |
 
-Departures: none known. With running statistics (`networks`), inner steps still normalise by the support batch, in
-training and in testing; only queries at meta-test are normalised by the running average.
+Departures: initial weights are those of He et al. (2015) and Glorot and Bengio (2010). With running statistics
+(`networks`), inner steps still normalise by the support batch, in training and in testing; only queries at meta-test
+are normalised by the running average.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,7 +51,7 @@ class Parts:
         source: Where tasks come from.
         network: Settings of the network.
         config: Settings of the method.
-        num_support: Support examples of a task in training.
+        num_support: Most support examples that a task may have.
         seed: Seed of the initial weights.
     """
 
@@ -70,11 +71,15 @@ class Parts:
         return Network(module), module.num_features if isinstance(module, ConvNet) else self.network.hidden_sizes[-1]
 
     def generator(self) -> torch.Generator:
-        """Source of the weights of what is not the network; a stream of its own."""
-        return torch.Generator().manual_seed(self.seed + 2**32)
+        """Source of the weights of what is not the network."""
+        return self._generator(1)
+
+    def _generator(self, stream: int) -> torch.Generator:
+        # torch keeps 32 bits of a seed, so that sums of seeds would meet again.
+        return torch.Generator().manual_seed(int(np.random.SeedSequence((self.seed, stream)).generate_state(1)[0]))
 
     def _module(self, num_outputs: int) -> nn.Module:
-        generator, shape = torch.Generator().manual_seed(self.seed), self.source.input_shape
+        generator, shape = self._generator(0), self.source.input_shape
         if len(shape) == 3:
             network = self.network
             return ConvNet(shape, num_outputs, network.channels, network.batch_norm, network.pooling, generator)
@@ -127,7 +132,15 @@ def _siamese(parts: Parts) -> Method:
 
 def _matching(parts: Parts) -> Method:
     network, width = parts.embedding()
-    return Matching(network, parts.source.num_outputs, width, parts.config.full_context, generator=parts.generator())
+    config = parts.config
+    return Matching(
+        network,
+        parts.source.num_outputs,
+        width,
+        config.full_context,
+        learn_scale=config.learn_scale,
+        generator=parts.generator(),
+    )
 
 
 def _prototypical(parts: Parts) -> Method:
@@ -179,7 +192,7 @@ METHODS: dict[str, NamedMethod] = {
     "matching": NamedMethod(
         "Matching networks: attention over the support set by cosine similarity (Vinyals et al. 2016)",
         _matching,
-        ("full_context",),
+        ("full_context", "learn_scale"),
     ),
     "prototypical": NamedMethod("Prototypical networks: nearest class mean (Snell et al. 2017)", _prototypical),
     "meta-lstm": NamedMethod(

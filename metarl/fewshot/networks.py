@@ -109,7 +109,7 @@ class Network:
 
     def initial_buffers(self) -> Params:
         """The module's own running statistics; empty without any."""
-        return dict(self._scratch)
+        return {name: value.clone() for name, value in self._scratch.items()}
 
     def learning(self, params: Params, x: Tensor) -> Tensor:
         """Outputs of a pass that learns: normalised by the statistics of each task's own batch, which are not kept.

@@ -25,6 +25,7 @@ class Sinusoid:
     is_classification = False
     input_shape = (1,)
     num_outputs = 1
+    fingerprint = "sinusoid"
 
     def __init__(self, shots: int, queries: int) -> None:
         self.shots, self.queries = shots, queries

@@ -21,7 +21,11 @@ def prediction_loss(predictions: Float[Tensor, "task example output"], y: Tensor
 
 
 def score(predictions: Float[Tensor, "task example output"], y: Tensor) -> Float[Tensor, " task"]:
-    """What a task is judged by: the share of right classes (higher is better), or the mean squared error (lower is)."""
+    """What a task is judged by: the share of right classes (higher is better), or the mean squared error (lower is).
+
+    Logits that are not finite are not right, whatever the class; an error is not finite then.
+    """
     if y.is_floating_point():
         return prediction_loss(predictions, y)
-    return (predictions.argmax(-1) == y).to(torch.get_default_dtype()).mean(1)
+    right = (predictions.argmax(-1) == y) & predictions.isfinite().all(-1)
+    return right.to(torch.get_default_dtype()).mean(1)

@@ -48,6 +48,7 @@ class TaskSource(Protocol):
         num_outputs: Classes of a task, or width of a target.
         is_classification: Whether `y` holds class numbers.
         num_examples: Support and query examples of a task.
+        fingerprint: Changes where the data change that tasks are drawn from.
     """
 
     @property
@@ -58,6 +59,8 @@ class TaskSource(Protocol):
     def is_classification(self) -> bool: ...
     @property
     def num_examples(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
     def sample(self, num_tasks: int, split: Split, seed: int, start: int = 0) -> Tasks:
         """Tasks `start` to `start + num_tasks - 1` of a stream; each is a pure function of (split, seed, its index)."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metarl.experiment.errors import UserError
-from metarl.experiment.fewshot_run import LoadedFewShotRun
+from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun
 from metarl.experiment.run_directory import read_metrics
 from metarl.fewshot.methods import METHODS
 from metarl.fewshot.sinusoid import INPUTS, Sinusoid
@@ -34,7 +34,6 @@ from metarl.visualize.figure import (
 )
 from metarl.visualize.picture import Picture
 
-NUM_CURVE_TASKS = 600
 FITS, SHEETS = 4, 2
 """Tasks shown by default: of a regression, and of a classification."""
 RIGHT, WRONG = "#2b8a3e", GOAL
@@ -54,8 +53,8 @@ def show_fewshot_run(
         num_shown: Tasks to show, the first ones of the evaluation; None takes `FITS` or `SHEETS`.
         seed: Seed of the evaluation's tasks.
     """
-    if num_shown is not None and num_shown > NUM_CURVE_TASKS:
-        raise UserError(f"{num_shown} tasks cannot be shown: the evaluation has {NUM_CURVE_TASKS}.")
+    if num_shown is not None and num_shown > EVALUATION_TASKS:
+        raise UserError(f"{num_shown} tasks cannot be shown: the evaluation has {EVALUATION_TASKS}.")
     config = run.config
     detail = f"{describe_run(f'{config.dataset}, {config.setting}', config.method, run.iteration)}"
     if isinstance(run.source, Sinusoid):
@@ -64,7 +63,7 @@ def show_fewshot_run(
         for index in range(num_shown or SHEETS):
             yield draw_sheet(out / f"task_{index}.png", run, index, num_steps, seed, detail)
     if METHODS[config.method].takes_steps and num_steps > 0:
-        curve = run.evaluate(NUM_CURVE_TASKS, num_steps, seed)
+        curve = run.evaluate(EVALUATION_TASKS, num_steps, seed)
         what = "accuracy" if run.source.is_classification else "mean squared error"
         yield Picture(draw_adaptation_curve(out / "adaptation_curve.png", curve, detail=detail, what=what))
     metrics = run.path / "metrics.jsonl"

@@ -124,6 +124,13 @@ def nearly_identical(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.stack([rows[thin], columns[thin]], axis=1)
 
 
+def test_letters_and_digits_that_look_alike_are_one_class(glyphs: ImageClasses) -> None:
+    """And it is called by the letter."""
+    groups = group_characters()
+    assert "0" in groups["O"] and "1" not in groups and "5" not in groups
+    assert "DIGIT ZERO" not in glyphs.labels
+
+
 def test_nothing_in_one_split_looks_like_something_in_another(glyphs: ImageClasses) -> None:
     def silhouettes(labels: list[str]) -> tuple[list[str], np.ndarray]:
         drawn = {label: silhouette(unicodedata.lookup(label)) for label in labels}

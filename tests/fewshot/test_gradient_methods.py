@@ -199,6 +199,19 @@ def test_a_prediction_reads_no_query_but_its_own_unless_batch_norm_is_transducti
         assert same == (batch_norm == "running")
 
 
+@pytest.mark.parametrize("name", [*map(str, SWITCHES)])
+@pytest.mark.parametrize("batch_norm", MODES)
+def test_labels_of_queries_never_influence_their_predictions(batch_norm: BatchNorm, name: str) -> None:
+    """Not in training either, where they are at hand: they enter the loss alone."""
+    method, tasks = every_method(batch_norm)[name], images()
+    assert isinstance(method, MAML)
+    params, buffers = double(method)
+    other = tasks._replace(query=tasks.query._replace(y=2 - tasks.query.y))
+    here, there = (method.meta_loss(params, buffers, t) for t in (tasks, other))
+    assert torch.equal(here.predictions, there.predictions) and not torch.equal(here.loss, there.loss)
+    assert all(torch.equal(value, there.buffers[entry]) for entry, value in here.buffers.items())
+
+
 def test_running_statistics_are_those_of_the_adapted_networks_on_the_queries() -> None:
     """Moved once per outer step, from given ones; the passes on the support set leave no trace."""
     method, tasks = MAML(Network(smooth_conv("running")), 2, inner_lr=0.3), images()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from metarl.fewshot.method import Direction
 from metarl.fewshot.methods import METHODS, NetworkConfig, Parts, contradiction, make_chunks
 from metarl.fewshot.networks import Network
 from metarl.fewshot.sinusoid import Sinusoid
+from metarl.fewshot.supervised import score
 from metarl.fewshot.tasks import SPLITS, Examples, Tasks
 from metarl.parallel import TaskChunks
 from metarl.policies import MLP
@@ -61,6 +63,7 @@ def test_episodes_are_of_classes_of_their_split_with_support_and_query_apart(spl
 def test_a_task_is_a_function_of_split_seed_and_index() -> None:
     for source in (Episodes(numbered_images(), 3, 1, 2), Sinusoid(3, 2)):
         whole = source.sample(6, "train", 0)
+        assert not torch.equal(source.sample(6, "validation", 0).support.x, whole.support.x)
         again = source.sample(2, "train", 0, start=3)
         assert torch.equal(whole.query.x[3:5], again.query.x) and torch.equal(whole.support.y[3:5], again.support.y)
         for other in (source.sample(6, "train", 1), source.sample(6, "test", 0)):
@@ -132,6 +135,40 @@ def test_an_iteration_is_adam_on_the_mean_gradient_of_its_tasks_whatever_the_chu
             torch.testing.assert_close(one.params[name], value - 0.003 * g / (g.abs() + 1e-8), rtol=1e-4, atol=2e-6)
 
 
+def test_the_outer_step_of_adam_falls_linearly() -> None:
+    """The second of two steps along one gradient: Adam's is the step size itself, entry by entry."""
+    learner = sinusoid_learner(outer_lr_decay=1.0)
+    gradient = {name: torch.ones_like(value) for name, value in learner.params.items()}
+    for iteration in (0, 225):
+        learner.iteration = iteration
+        moved = learner._outer_step(gradient)
+        assert moved is not None
+        for name, value in learner.params.items():
+            expected = torch.full_like(value, 0.003 * (1 - iteration / 300))
+            torch.testing.assert_close(value - moved[name], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_running_statistics_move_to_the_mean_over_tasks_and_are_not_moved_by_a_skipped_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = sinusoid_learner()
+    learner.buffers = {"mean": torch.zeros(2), "count": torch.tensor(0)}
+    found = {"mean": torch.arange(16.0).reshape(8, 2), "count": torch.ones(8, dtype=torch.int64)}
+    original = MAML.direction
+
+    def direction(self: MAML, params: dict, buffers: dict, tasks: Tasks) -> Direction:
+        return original(self, params, {}, tasks)._replace(buffers=found)
+
+    monkeypatch.setattr(MAML, "direction", direction)
+    learner.iterate()
+    assert learner.buffers["mean"].tolist() == [7.0, 8.0] and int(learner.buffers["count"]) == 1
+    found["mean"][3, 0] = torch.nan
+    moments = learner.state_dict()["outer"]
+    assert learner.iterate()["skipped_updates"] == 1
+    assert learner.buffers["mean"].tolist() == [7.0, 8.0]
+    assert all(torch.equal(moments[n]["step"], entry["step"]) for n, entry in learner.state_dict()["outer"].items())
+
+
 def test_the_outer_step_falls_linearly_and_sgd_follows_the_gradient() -> None:
     learner = sinusoid_learner(outer_optimizer="sgd", outer_lr_decay=1.0)
     for iteration in (0, 150):
@@ -190,6 +227,34 @@ def test_maml_learns_sinusoids() -> None:
         learner.iterate()
     before, after = error()
     assert after < 0.5 * before and after < 0.5 * untrained[1], (untrained, before, after)
+
+
+def test_answers_that_are_not_numbers_are_wrong() -> None:
+    logits = torch.tensor([[[torch.nan, 0.0], [0.0, torch.inf], [1.0, 0.0], [0.0, 1.0]]])
+    assert score(logits, torch.tensor([[0, 1, 0, 0]])).tolist() == [0.25]
+
+
+def test_weights_of_different_parts_and_seeds_come_from_different_numbers() -> None:
+    source = Episodes(numbered_images(), 3, 1, 2)
+
+    def first_weights(seed: int) -> Tensor:
+        parts = Parts(source, NetworkConfig(channels=4), MethodConfig(), 3, seed)
+        return parts.embedding()[0].initial_params()["features.0.weight"]
+
+    assert not torch.equal(first_weights(1), first_weights(1 + 2**32))
+    assert not torch.equal(first_weights(1), first_weights(2))
+    parts = Parts(source, NetworkConfig(), MethodConfig(), 3, 1)
+    assert not torch.equal(torch.rand(3, generator=parts.generator()), torch.rand(3, generator=parts._generator(0)))
+
+
+def test_a_fingerprint_changes_with_classes_splits_and_images() -> None:
+    data = numbered_images()
+    prints = {data.fingerprint, numbered_images(rotations=4).fingerprint}
+    images = data.images.copy()
+    images[0, 0, 2, 2] += 1
+    prints.add(dataclasses.replace(data, images=images).fingerprint)
+    prints.add(dataclasses.replace(data, splits={**data.splits, "test": data.splits["test"][::-1]}).fingerprint)
+    assert len(prints) == 4 and numbered_images().fingerprint == data.fingerprint
 
 
 def test_the_nearest_image_decides() -> None:

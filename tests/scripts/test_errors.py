@@ -171,7 +171,7 @@ def test_ctrl_c_while_python_is_still_importing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     # On a machine that stalls, the signal may come when training has begun.
-    assert "interrupted" in errors or "Stopping after this iteration" in errors
+    assert "interrupted" in errors or "Stopping at the next checkpoint" in errors
 
 
 def test_run_directory_in_use(run_script: Run, run: Path) -> None:

@@ -15,9 +15,13 @@ from PIL import Image
 from script_runs import SCRIPTS
 
 from metarl.experiment import fewshot_presets as presets
-from metarl.experiment.fewshot_config import read_fewshot_config
+from metarl.experiment.errors import UserError
+from metarl.experiment.fewshot_config import DATASETS, check_fewshot, read_fewshot_config
+from metarl.experiment.fewshot_presets import fewshot_preset
 from metarl.experiment.trainer import Trainer
+from metarl.fewshot.data.images import ImageClasses
 from metarl.fewshot.methods import METHODS
+from metarl.fewshot.sinusoid import Sinusoid
 from metarl.visualize import fewshot
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,7 +98,7 @@ def test_every_method_trains_on_images_and_is_shown(
     run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(fewshot, "NUM_CURVE_TASKS", 10)
+    monkeypatch.setattr(fewshot, "EVALUATION_TASKS", 10)
     run, sheet = tmp_path / "run", tmp_path / "run" / "figures" / "task_0.png"
     code, _, errors = run_script("train_fewshot", name, *DIGITS, "--batch-norm", "running", "--run-dir", run)
     assert (code, errors) == (0, "")
@@ -107,8 +111,87 @@ def test_every_method_trains_on_images_and_is_shown(
     assert code == 0 and "accuracy in %" in text
 
 
+@pytest.mark.parametrize("ways", [5, 20])
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_recommended_run_is_allowed(method: str, dataset: str, ways: int) -> None:
+    config = fewshot_preset(method, dataset, ways if dataset != "sinusoid" else 5)
+    if dataset == "sinusoid" and not METHODS[method].regression:
+        with pytest.raises(UserError, match="cannot do regression"):
+            check_fewshot(config)
+    else:
+        check_fewshot(config)
+
+
+def test_training_validation_and_test_take_their_own_splits(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the best checkpoint of a regression is the one of the smallest validation error."""
+    drawn: list[tuple[str, int]] = []
+    sample = Sinusoid.sample
+
+    def recorded(self: Sinusoid, num_tasks: int, split: str, seed: int, start: int = 0) -> Any:
+        drawn.append((split, start))
+        return sample(self, num_tasks, split, seed, start)  # pyright: ignore
+
+    monkeypatch.setattr(Sinusoid, "sample", recorded)
+    run = tmp_path / "run"
+    assert run_script("train_fewshot", "maml", *WAVES, "--outer-lr", "3", "--run-dir", run)[0] == 0
+    assert [start for split, start in drawn if split == "train"] == [3 * i for i in range(7)]
+    assert {split for split, _ in drawn} == {"train", "validation"}
+    drawn.clear()
+    assert run_script("evaluate", run, "--num-tasks", 10)[0] == 0
+    assert {split for split, _ in drawn} == {"test"}
+    validated = [row for row in rows(run) if "validation/score" in row]
+    errors = {row["iteration"]: row["validation/score_step_1"] + row["validation/score_step_2"] for row in validated}
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)["learner"]["iteration"]
+    assert len(errors) == 2 and best == min(errors, key=errors.__getitem__)
+
+
+def test_lines_end_where_something_is_to_be_validated_or_kept(run_script: Run, tmp_path: Path) -> None:
+    run, often = tmp_path / "run", ("--log-every", 5, "--validation.every", 2, "--keep-every", 3)
+    assert run_script("train_fewshot", "maml", *WAVES, *often, "--run-dir", run)[0] == 0
+    assert [row["iteration"] for row in rows(run)] == [2, 3, 4, 5, 6, 7]
+    assert [row["iteration"] for row in rows(run) if "validation/score" in row] == [2, 4, 6, 7]
+    assert {"iteration_3", "iteration_6"} < {path.stem for path in (run / "checkpoints").glob("*.pt")}
+
+
+def test_accuracies_are_told_in_per_cent_and_snail_reads_no_more_than_it_was_built_for(
+    run_script: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    run, out = tmp_path / "run", tmp_path / "table.json"
+    assert run_script("train_fewshot", "snail", *DIGITS, "--test-shots", 2, "--run-dir", run)[0] == 0
+    code, text, _ = run_script("evaluate", run, "--num-tasks", 30, "--json", out)
+    mean = json.loads(out.read_text())["return_mean"][-1]
+    assert code == 0 and 0.1 < mean < 1 and f"{100 * mean:.2f}" in text and "3-way 2-shot" in text
+    code, _, errors = run_script("evaluate", run, "--shots", 3)
+    assert code == 2 and errors.startswith("error: --shots: ") and errors.count("\n") == 1
+
+
+def test_other_data_than_a_run_was_trained_on_are_noticed(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    run = tmp_path / "run"
+    assert run_script("train_fewshot", "prototypical", *DIGITS, "--run-dir", run)[0] == 0
+    monkeypatch.setattr(ImageClasses, "fingerprint", "another")
+    for arguments in (("evaluate", run), ("train_fewshot", "--resume", run, "--iterations", 6)):
+        code, _, errors = run_script(*arguments)
+        assert code == 2 and "not the same classes and images" in errors
+
+
+def test_a_falling_step_size_is_said_to_change_with_more_iterations(run_script: Run, waves: Path) -> None:
+    code, _, errors = run_script("train_fewshot", "--resume", waves, "--iterations", 8)
+    assert (code, errors) == (0, "")
+    other = waves.with_name("falling")
+    assert run_script("train_fewshot", "maml", *WAVES, "--outer-lr-decay", 1, "--run-dir", other)[0] == 0
+    code, _, errors = run_script("train_fewshot", "--resume", other, "--iterations", 8)
+    assert code == 0 and errors.startswith("note: the outer step size falls") and errors.count("\n") == 1
+
+
 def test_sine_waves_are_shown_with_their_fits(run_script: Run, waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fewshot, "NUM_CURVE_TASKS", 10)
+    monkeypatch.setattr(fewshot, "EVALUATION_TASKS", 10)
     code, text, _ = run_script("visualize", waves, "--tasks", 3)
     assert code == 0
     assert all(name in text for name in ("fits.png", "adaptation_curve.png", "training_curve.png"))
@@ -120,7 +203,11 @@ def test_sine_waves_are_shown_with_their_fits(run_script: Run, waves: Path, monk
         (("mamml",), "did you mean maml"),
         (("maml", "--dataset", "glyph"), "did you mean glyphs"),
         (("matching", "--dataset", "sinusoid"), "matching compares classes and cannot do regression"),
-        (("maml", "--dataset", "omniglot"), "--data-dir"),
+        (("--dataset", "sinusoid", "reptile"), "reptile must stand before the flags"),
+        (("maml", "--dataset", "sinusoid", "--ways", "7"), "--ways is 7; sinusoid does not read it"),
+        (("maml", "--hidden-sizes", "3"), "glyphs does not read it"),
+        (("siamese", "--test-steps", "5"), "--test-steps is 5; siamese does not read it"),
+        (("maml", "--dataset", "omniglot"), "--data-dir says"),
         (("maml", "--dataset", "omniglot", "--data-dir", "/nowhere"), "/nowhere"),
         (("maml", "--dataset", "mini-imagenet", "--data-dir", "/nowhere"), "/nowhere"),
         (("maml", "--ways", "1"), "--ways is 1; it must be 2 or more"),
@@ -181,7 +268,7 @@ def test_replication_of_one_method_continues(run_script: Run, tmp_path: Path, mo
     monkeypatch.setattr(presets, "_TWENTY_WAYS", {})
     run = ("replicate", "fewshot", "--quick", "--seeds", 1, "--learners", "prototypical", "--out", tmp_path)
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr("_replicate_fewshot.NUM_TASKS", 10)
+    monkeypatch.setattr("_replicate_fewshot.EVALUATION_TASKS", 10)
     code, text, errors = run_script(*run, "--json", tmp_path / "table.json")
     assert (code, errors) == (0, "")
     assert all(word in text for word in ("chance", "nearest neighbour in pixels", "20-way", "CPU-s of training"))

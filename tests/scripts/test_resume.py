@@ -141,7 +141,7 @@ def test_sigterm_stops_as_ctrl_c_does(run_script: Run, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(RunDirectory, "append_metrics", terminated)
     code, out, errors = run_script("train", "--run-dir", tmp_path / "run", *TINY, "--iterations", 4)
-    assert code == 130 and "--resume" in out and "Stopping after this iteration" in errors
+    assert code == 130 and "--resume" in out and "Stopping at the next checkpoint" in errors
     assert len(metrics(tmp_path / "run")) == 2
     assert checkpoint(tmp_path / "run", "last")["learner"]["iteration"] == 2
 

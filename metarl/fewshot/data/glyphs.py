@@ -37,7 +37,7 @@ IMAGES_PER_CLASS = 20
 SIZE = 28
 """Images of a class, and height and width of an image."""
 
-_RECIPE = 1
+_RECIPE = 2
 _DEJAVU = [f"Sans{mono}{style}" for mono in ("", "Mono") for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
 _DEJAVU += [f"Serif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")]
 _FACES = [f"DejaVu{face}" for face in _DEJAVU] + [f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")]
@@ -174,12 +174,14 @@ def _look_alikes(glyphs: Sequence[_Glyph]) -> dict[str, set[str]]:
     looks = looks.reshape(len(looks), -1)
     centred = coarse - coarse.mean(1, keepdims=True)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    codes = np.array([ord(glyph.character) for glyph in glyphs])
+    # A character's place, not its code: letters come before digits.
+    order = {character: i for i, character in enumerate(dict.fromkeys(glyph.character for glyph in glyphs))}
+    places = np.array([order[glyph.character] for glyph in glyphs])
     alike: dict[str, set[str]] = {glyph.character: set() for glyph in glyphs}
     for start in range(0, len(glyphs), _BLOCK):
         rows, columns = np.nonzero(centred[start : start + _BLOCK] @ centred[start:].T > _MIN_CORRELATION)
         pairs = np.stack([rows, columns]) + start
-        pairs = pairs[:, codes[pairs[0]] < codes[pairs[1]]]
+        pairs = pairs[:, places[pairs[0]] < places[pairs[1]]]
         for part in np.array_split(pairs, pairs.shape[1] // 4096 + 1, axis=1):
             differ = np.abs(looks[part[0]] - looks[part[1]]).max(1)
             for row, column in part[:, differ < _ALIKE].T:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from metarl.fewshot.tasks import Split
+
+_SAMPLED = 256
+"""Images that enter the fingerprint: a data set may be larger than memory."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class ImageClasses:
     labels: tuple[str, ...]
     splits: Mapping[Split, np.ndarray]
     rotations: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the classes, the splits and some of the images: two data sets that share it give the same tasks."""
+        shown = self.images[:: max(1, len(self.images) // _SAMPLED)]
+        parts = [self.first, *(self.splits[split] for split in sorted(self.splits)), shown]
+        digest = hashlib.sha256(repr((self.labels, self.images.shape, self.rotations)).encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
 
     def __post_init__(self) -> None:
         members = np.concatenate([self.splits[split] for split in self.splits])
