@@ -9,7 +9,9 @@ from _evaluation import is_default_protocol, keep_record, run_labels, show_table
 
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.errors import UserError
+from metarl.experiment.fewshot_config import MOST_STEPS
 from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun, fewshot_record, load_fewshot_run
+from metarl.fewshot.methods import METHODS
 from metarl.fewshot.published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -38,6 +40,18 @@ def check_comparable(runs: Sequence[LoadedFewShotRun]) -> None:
                 )
 
 
+def check_steps(steps: int | None, run: LoadedFewShotRun) -> None:
+    """Refuses --steps for a method that takes none, and more than can be kept.
+
+    Raises:
+        UserError: Saying which.
+    """
+    if steps is not None and not METHODS[run.config.method].takes_steps:
+        raise UserError(f"--steps is {steps}; {run.config.method} ({run.path}) takes no steps.")
+    if steps is not None and steps > MOST_STEPS:
+        raise UserError(f"--steps is {steps}; it must be at most {MOST_STEPS}.")
+
+
 def score_row(label: str, record: dict[str, Any]) -> CurveRow:
     """A record as a row; accuracies in per cent."""
     scale = 100.0 if record["higher_is_better"] else 1.0
@@ -50,6 +64,8 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
         raise UserError("--episodes and --device are for policies; few-shot runs have --shots, on the CPU.")
     runs = [load_fewshot_run(path, arguments.checkpoint, arguments.shots) for path in arguments.runs]
     check_comparable(runs)
+    for run in runs:
+        check_steps(arguments.steps, run)
     records, saved = [], []
     for run in runs:
         steps = run.config.num_test_steps if arguments.steps is None else arguments.steps
@@ -62,7 +78,7 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
         print(f"{run.path}: {run.config.method}, {run.checkpoint} checkpoint (iteration {run.iteration})")
     unit = "accuracy in %" if record["higher_is_better"] else record["metric"]
     where = f"{first.dataset}, {first.setting}, mean over {record['num_tasks']} tasks of the test split"
-    print(f"{unit} before each step; {where}")
+    print(f"{unit}{' before each step' if any(r['steps'] for r in records) else ''}; {where}")
     labels = run_labels([run.path for run in runs])
     show_table(
         arguments,

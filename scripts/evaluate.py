@@ -85,7 +85,9 @@ def check_arguments(arguments: Arguments) -> None:
         if value < 0:
             raise UserError(f"{flag} is {value}; it must be zero or more.")
     if not arguments.runs:
-        raise UserError("No run was named; name a run directory that train.py made, or one under pretrained/.")
+        raise UserError(
+            "No run was named; name a run directory that train.py or train_fewshot.py made, or one under pretrained/."
+        )
     check_device(arguments.device)
     for path in (arguments.json, arguments.plot):
         if path:

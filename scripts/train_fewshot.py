@@ -59,10 +59,12 @@ def parse(arguments: list[str]) -> Arguments:
     parsed = tyro.cli(
         Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train_fewshot.py"
     )
-    check_fewshot(parsed.config)
-    check_first(parsed.config.method, default.method)
     if resume is not None:
         check_unchanged(resume, parsed.config, default)
+    else:
+        check_first(parsed.config.method, default.method)
+    check_fewshot(parsed.config)
+    if resume is not None:
         if default.learner.outer_lr_decay and parsed.config.iterations != default.iterations:
             print(
                 f"note: the outer step size falls over all iterations; with {parsed.config.iterations} of them it is "
@@ -89,7 +91,9 @@ def main() -> None:
     learner = make_fewshot_learner(config, make_source(config, images))
     with open_run(arguments.run_dir, arguments.resume, config, f"{config.dataset}-{config.method}") as run:
         trainer = make_fewshot_trainer(learner, test_source, config, run, resume=arguments.resume is not None)
-        announce(trainer, f"{config.method} on {config.dataset}, {config.setting}", config.seed)
+        tested = f", tested {config.setting}" if config.test_shots not in (0, config.shots) else ""
+        trained = dataclasses.replace(config, test_shots=0).setting
+        announce(trainer, f"{config.method} on {config.dataset}, {trained}{tested}", config.seed)
         train(trainer, "train_fewshot.py")
     print(f"Done: {learner.iteration} iterations, {learner.iteration * config.learner.meta_batch_size:,} tasks.")
     print(f"Next: {_common.command('evaluate.py', run.path)}   and   {_common.command('visualize.py', run.path)}")

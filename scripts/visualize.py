@@ -93,10 +93,13 @@ def main() -> None:
 
 def show_fewshot(arguments: Arguments) -> None:
     """The pictures of a run of train_fewshot.py."""
+    from _evaluate_fewshot import check_steps
+
     from metarl.experiment.fewshot_run import load_fewshot_run
     from metarl.visualize.fewshot import show_fewshot_run
 
     run = load_fewshot_run(arguments.run, arguments.checkpoint)
+    check_steps(arguments.steps, run)
     out = output_directory(arguments)
     steps = run.config.num_test_steps if arguments.steps is None else arguments.steps
     for picture in show_fewshot_run(run, out, num_steps=steps, num_shown=arguments.tasks, seed=arguments.seed):

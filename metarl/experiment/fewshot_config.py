@@ -22,10 +22,13 @@ DATASETS: dict[str, str] = {
     "sinusoid": "regression of sine waves (Finn et al. 2017)",
     "glyphs": "characters of many scripts, drawn from matplotlib's fonts: a stand-in for Omniglot without a download",
     "digits": "scikit-learn's 8x8 digits: 0 to 4 for training, 5 to 9 for testing",
-    "omniglot": "handwritten characters (Lake et al. 2015); needs --data-dir",
-    "mini-imagenet": "photographs (Vinyals et al. 2016; Ravi and Larochelle's split); needs --data-dir",
+    "omniglot": "handwritten characters (Lake et al. 2015), in data/omniglot or --data-dir",
+    "mini-imagenet": "photographs (Ravi and Larochelle's split), in data/mini-imagenet or --data-dir",
 }
 """Data sets with one line each."""
+
+MOST_STEPS = 1000
+"""Inner steps that a run may take."""
 
 DOWNLOADED = ("omniglot", "mini-imagenet")
 """Those that are not part of metarl."""
@@ -118,11 +121,10 @@ _RANGES: Ranges = {
     "2 or more": (lambda x: 2 <= x < _INFINITY, ("ways",)),
     "zero or more": (
         lambda x: 0 <= x < _INFINITY,
-        (
-            *("test_shots", "test_steps", "num_threads", "validation.every", "learner.num_inner_steps"),
-            *("learner.chunk_size",),
-        ),
+        ("test_shots", "num_threads", "validation.every", "learner.chunk_size"),
     ),
+    # Every step is kept.
+    "between 0 and 1000": (lambda x: 0 <= x <= MOST_STEPS, ("test_steps", "learner.num_inner_steps")),
     "between 0 and 1": (lambda x: 0 <= x <= 1, ("learner.outer_lr_decay",)),
     "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
 }

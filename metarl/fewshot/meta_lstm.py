@@ -152,7 +152,7 @@ class MetaLSTM:
 
     Args:
         network: The learner.
-        num_steps: T in training.
+        num_inner_steps: T in training.
         inner_lr: What the input gate starts as, between 0 and 1.
         hidden_size: Width of the LSTM under the gates.
         generator: Source of the optimiser's initial weights.
@@ -161,14 +161,19 @@ class MetaLSTM:
     def __init__(
         self,
         network: Network,
-        num_steps: int = 5,
+        num_inner_steps: int = 5,
         inner_lr: float = 0.01,
         hidden_size: int = 20,
         generator: torch.Generator | None = None,
     ) -> None:
         if not 0 < inner_lr < 1:
             raise ValueError(f"The input gate of Meta-LSTM is between 0 and 1; it cannot start as inner_lr {inner_lr}.")
-        self.network, self.num_steps, self.inner_lr, self.hidden_size = network, num_steps, inner_lr, hidden_size
+        self.network, self.num_inner_steps, self.inner_lr, self.hidden_size = (
+            network,
+            num_inner_steps,
+            inner_lr,
+            hidden_size,
+        )
         start = network.initial_params()
         self._names, self._unflatten = list(start), flatten(start)[1]
         self._own = self._initial_optimizer(generator or torch.Generator().manual_seed(0))
@@ -184,7 +189,7 @@ class MetaLSTM:
     def direction(self, params: Params, buffers: Params, tasks: Tasks) -> Direction:
         """See `Method`; the gradient of the queries' loss after the last step, with g_t and L_t as constants."""
         num_tasks = len(tasks.support.x)
-        trajectory, signals = self._learn(params, tasks.support, self.num_steps)
+        trajectory, signals = self._learn(params, tasks.support, self.num_inner_steps)
         with torch.enable_grad():
             theta = trajectory[-1].detach().requires_grad_()
             predictions, buffers = self.network.learning_statistics(

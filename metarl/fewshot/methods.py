@@ -242,6 +242,8 @@ def contradiction(name: str, config: MethodConfig) -> tuple[str, str] | None:
     for switch in _SWITCHES:
         if switch in named.settings and getattr(config, switch) != named.settings[switch]:
             return switch, f"is {getattr(config, switch)}; {name} is the method with {named.settings[switch]}."
+    if config.adapted == "context":
+        return "adapted", "is context; no network for few-shot tasks has one."
     if config.num_inner_steps == 0 and name != "maml":
         return "num_inner_steps", f"is 0; only maml can be trained without adapting, {name} needs a step."
     return None

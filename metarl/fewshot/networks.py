@@ -86,17 +86,23 @@ class ConvNet(nn.Module):
 class Network:
     """A module applied to a batch of tasks, each with parameters of its own; whatever the module is.
 
-    Modules must be deterministic functions of parameters, buffers and inputs: dropout would draw from torch's global
-    generator.
+    Modules must be deterministic functions of parameters, buffers and inputs. All parameters are learnt; whether they
+    say `requires_grad` is not read.
 
     Args:
         module: Any module from `[example, *input]` to `[example, output]` (or one that says `takes_task_axis`).
 
     Attributes:
         module: The module, for its structure and initial numbers.
+
+    Raises:
+        ValueError: If it has dropout, which would draw from torch's global generator, when predicting too.
     """
 
     def __init__(self, module: nn.Module) -> None:
+        random = [name for name, part in module.named_modules() if isinstance(part, nn.modules.dropout._DropoutNd)]
+        if random:
+            raise ValueError(f"The network has dropout ({random[0]}); a few-shot network must be deterministic.")
         self.module = module
         # Two copies, as the mode is a switch of the module, and threads would otherwise turn it under one another.
         self._training = per_task(copy.deepcopy(module).train())

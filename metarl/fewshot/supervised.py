@@ -14,7 +14,16 @@ def prediction_loss(predictions: Float[Tensor, "task example output"], y: Tensor
     Args:
         predictions: Logits, or predicted targets.
         y: Class numbers `[task, example]` (int64), or targets `[task, example, output]`.
+
+    Raises:
+        ValueError: If the shapes do not belong together; they would be broadcast otherwise.
     """
+    wanted = y.shape if y.is_floating_point() else (*y.shape, *predictions.shape[2:3])
+    if predictions.shape != wanted or predictions.ndim != 3:
+        raise ValueError(
+            f"The network predicts {tuple(predictions.shape)} (task, example, ...) where the tasks have "
+            f"{tuple(wanted)}; it must map [example, *input] to [example, output]."
+        )
     if y.is_floating_point():
         return (predictions - y).square().flatten(1).mean(1)
     return F.cross_entropy(predictions.flatten(0, 1), y.flatten(), reduction="none").reshape(y.shape).mean(1)

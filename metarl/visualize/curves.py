@@ -25,13 +25,14 @@ _PUBLISHED = ("#d9480f", "#2b8a3e", "#1971c2", "#862e9c", "#5c940d")
 _OUTLIERS, _STRETCH = 0.03, 1.5
 # Curves of more points than this are shown by their end.
 _LONGEST = 11
+_MOST_LINES = 100
 _VALIDATED = "validation/score_step_"
 
 
 def draw_adaptation_curve(
     path: Path, curve: AdaptationCurve, published: Sequence[PublishedCurve] = (), *, detail: str, what: str = "return"
 ) -> Path:
-    """Draws the return against the inner step: every task thin, the mean with its 95 % interval over tasks thick.
+    """Draws the return against the inner step: up to a hundred tasks thin, the mean with its 95 % interval thick.
 
     Args:
         path: PNG file to write.
@@ -49,9 +50,11 @@ def draw_adaptation_curve(
     last = max([num_points - 1, *(len(p.returns) - 1 for p in published)])
     with drawing(path, _WIDTH, _HEIGHT) as figure:
         ax = _axes(figure)
-        for i, row in enumerate(returns):
+        # Of many tasks the lines would hide one another, and the mean.
+        single = returns if num_tasks <= _MOST_LINES else returns[:0]
+        for i, row in enumerate(single):
             label = f"each of {num_tasks} tasks" if i == 0 else None
-            ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=min(0.22, 12 / num_tasks), label=label)
+            ax.plot(steps, row, color=_OURS, linewidth=0.7, alpha=0.22, label=label)
         for colour, known in zip(_cycle(_PUBLISHED, len(published)), published, strict=True):
             _draw_published(ax, known, colour, last)
         known_interval = bool(np.isfinite(ci95).all())
@@ -59,7 +62,7 @@ def draw_adaptation_curve(
         style = {"color": _OURS, "linewidth": 2.6, "marker": "o", "markersize": 6, "capsize": 4, "elinewidth": 1.6}
         ax.errorbar(steps, mean, ci95 if known_interval else None, label=label, zorder=10, **style)
         interval_ends = np.nan_to_num(ci95) * [[-1.0], [1.0]] + mean
-        _limits(ax, returns, [*interval_ends.ravel(), *(v for p in published for v in p.returns if v is not None)])
+        _limits(ax, single, [*interval_ends.ravel(), *(v for p in published for v in p.returns if v is not None)])
         ax.set(xlabel="inner steps taken", ylabel=what, xlim=(-0.15, last + 0.15))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(ax)

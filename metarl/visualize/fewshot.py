@@ -140,7 +140,8 @@ def draw_sheet(path: Path, run: LoadedFewShotRun, index: int, num_steps: int, se
                 right = int(said[i]) == c
                 words = "" if right else f"said {int(said[i]) + 1}"
                 _image(figure, tasks.query.x[0, i], c, shots + j, _GAP, RIGHT if right else WRONG, words)
-        headline = f"Accuracy {' to '.join(f'{s:.0f} %' for s in (scores[0], scores[-1])[-len(scores) :])}"
+        told = " to ".join(f"{s:.0f} %" for s in (scores[0], scores[-1])[-len(scores) :])
+        headline = f"Accuracy {told} on {len(said)} queries"
         how = (
             f"support | queries: green right, red wrong{f', after {len(scores) - 1} steps' if len(scores) > 1 else ''}"
         )

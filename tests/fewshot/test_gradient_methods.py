@@ -277,6 +277,25 @@ def test_parts_that_a_module_has_not_are_refused(build: Callable[[Network], obje
         build(Network(Line()))
 
 
+class Flat(nn.Module):
+    """Forgets the axis of outputs, which a squared error would broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w
+
+
+def test_modules_that_would_learn_something_else_are_refused() -> None:
+    method = MAML(Network(Flat()), 1)
+    with pytest.raises(ValueError, match=r"predicts \(3, 4\) .* tasks have \(3, 4, 1\)"):
+        method.direction(*double(method), regression())
+    with pytest.raises(ValueError, match=r"has dropout \(1\)"):
+        Network(nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.5)))
+
+
 def test_images_that_cannot_be_halved_four_times_are_refused() -> None:
     with pytest.raises(ValueError, match="too small"):
         ConvNet((1, 8, 8), pooling=True)

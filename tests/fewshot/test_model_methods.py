@@ -39,7 +39,7 @@ def module(outputs: int, batch_norm: BatchNorm | None = None, width: int = 4) ->
 def make(name: str, batch_norm: BatchNorm | None = None, is_classification: bool = True) -> Method:
     outputs = WAYS if is_classification else 1
     if name == "meta_lstm":
-        return MetaLSTM(Network(module(outputs, batch_norm)), num_steps=3, inner_lr=0.3, hidden_size=3)
+        return MetaLSTM(Network(module(outputs, batch_norm)), num_inner_steps=3, inner_lr=0.3, hidden_size=3)
     attention = ((5, 4), (6, 5), (4, 3))
     embedding = Network(module(7, batch_norm))
     return SNAIL(embedding, 7, outputs, SUPPORT + 1, is_classification, filters=4, attention=attention)
@@ -186,7 +186,7 @@ def test_learns_a_toy_problem(name: str, is_classification: bool) -> None:
     outputs = WAYS if is_classification else 1
     method: Method
     if name == "meta_lstm":
-        method = MetaLSTM(Network(module(outputs, width=16).float()), num_steps=3, inner_lr=0.1, hidden_size=4)
+        method = MetaLSTM(Network(module(outputs, width=16).float()), num_inner_steps=3, inner_lr=0.1, hidden_size=4)
     else:
         embedding = Network(module(8, width=16).float())
         attention = ((8, 8), (16, 16), (16, 16))
@@ -232,7 +232,7 @@ def with_constant_gates(method: MetaLSTM, alpha: float) -> Params:
 def test_is_gradient_descent_with_constant_gates(is_classification: bool) -> None:
     network = Network(module(WAYS if is_classification else 1, "transductive"))
     tasks, alpha = make_tasks(3, is_classification), 0.3
-    method = MetaLSTM(network, num_steps=4)
+    method = MetaLSTM(network, num_inner_steps=4)
 
     def loss(params: Params, examples: Examples) -> Tensor:
         return prediction_loss(network.learning(params, examples.x), examples.y)
@@ -331,7 +331,7 @@ def learn(net: nn.Module, params: Params, task: Tasks, told: list[tuple[Tensor, 
 def test_meta_gradient_is_the_derivative_with_gradients_as_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meta_lstm, "ROWS_AT_ONCE", 5)
     net = nn.Linear(INPUTS, WAYS).double()
-    method, tasks = MetaLSTM(Network(net), num_steps=3, inner_lr=0.3, hidden_size=3), make_tasks(2)
+    method, tasks = MetaLSTM(Network(net), num_inner_steps=3, inner_lr=0.3, hidden_size=3), make_tasks(2)
     params = double(method.initial_params(), 0.3)
     each = [select_tasks(tasks, slice(i, i + 1)) for i in range(2)]
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_meta_gradient_is_the_derivative_with_gradients_as_constants(monkeypatch
 
 
 def test_no_steps_train_the_start_alone() -> None:
-    method, tasks = MetaLSTM(Network(module(WAYS)), num_steps=0), make_tasks(2)
+    method, tasks = MetaLSTM(Network(module(WAYS)), num_inner_steps=0), make_tasks(2)
     params = double(method.initial_params())
     gradient = method.direction(params, {}, tasks).gradient
     assert len(method.predictions(params, {}, tasks.support, tasks.query.x, 0)) == 1

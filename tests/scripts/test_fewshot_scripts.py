@@ -109,6 +109,9 @@ def test_every_method_trains_on_images_and_is_shown(
         assert image.width > 800 and len(image.getcolors(1 << 24)) > 10
     code, text, _ = run_script("evaluate", run, "--num-tasks", 5)
     assert code == 0 and "accuracy in %" in text
+    if not METHODS[name].takes_steps:
+        code, _, errors = run_script("evaluate", run, "--steps", 1)
+        assert code == 2 and f"{name} ({run}) takes no steps" in errors
 
 
 @pytest.mark.parametrize("ways", [5, 20])
@@ -210,6 +213,8 @@ def test_sine_waves_are_shown_with_their_fits(run_script: Run, waves: Path, monk
         (("maml", "--dataset", "omniglot"), "--data-dir says"),
         (("maml", "--dataset", "omniglot", "--data-dir", "/nowhere"), "/nowhere"),
         (("maml", "--dataset", "mini-imagenet", "--data-dir", "/nowhere"), "/nowhere"),
+        (("maml", "--test-steps", "100000000"), "--test-steps is 100000000; it must be between 0 and 1000"),
+        (("maml", "--adapted", "context"), "--adapted is context; no network"),
         (("maml", "--ways", "1"), "--ways is 1; it must be 2 or more"),
         (("maml", "--shots", "0"), "--shots is 0; it must be positive"),
         (("maml", "--margin", "2"), "--margin is 2.0; maml does not read it"),
@@ -237,6 +242,9 @@ def test_runs_of_the_two_kinds_are_told_apart(run_script: Run, waves: Path, fini
         (("evaluate", finished, "--shots", 3), "--shots is for few-shot runs"),
         (("evaluate", waves, "--episodes", 3), "--episodes and --device are for policies"),
         (("train_fewshot", "--resume", waves, "--shots", 3), "only --iterations may change"),
+        (("train_fewshot", "prototypical", "--resume", waves), "not those under method"),
+        (("evaluate", waves, "--steps", 2000), "--steps is 2000; it must be at most 1000"),
+        (("visualize", waves, "--steps", 2000), "--steps is 2000; it must be at most 1000"),
     ):
         code, _, errors = run_script(*arguments)
         assert code == 2 and says in errors, (arguments, errors)
@@ -255,6 +263,16 @@ def test_damaged_checkpoints_and_configs_are_refused(run_script: Run, waves: Pat
     (other / "config.json").write_text(json.dumps(config | {"method": "magic"}))
     code, _, errors = run_script("evaluate", other)
     assert code == 2 and "unknown method 'magic'" in errors
+
+
+def test_a_replicated_accuracy_is_that_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _replicate_fewshot import summary_row
+
+    per_task = [[[0.2, 0.9], [0.3, 0.7]], [[0.1, 0.5], [0.2, 0.7]]]
+    records = [{"per_task": values, "steps": 1, "training_cpu_seconds": 3.0} for values in per_task]
+    name, accuracy, interval, words = summary_row("maml", records)
+    assert (name, accuracy) == ("maml", pytest.approx(0.7)) and interval > 0 and "after 1 steps, 3 CPU-s" in words
 
 
 def test_the_lists_name_methods_and_data_sets(run_script: Run) -> None:
