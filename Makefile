@@ -53,8 +53,9 @@ $(GPU_STAMP): $(STAMP)
 	@$(INSTALL) --config-settings editable_mode=compat -e '.[dev,gpu]'
 	@touch $@
 
+# Two processes: most tests keep one core busy, and more would fight over the threads of those that keep two.
 test: $(GPU_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(GPU_STAMP)
 	$(BIN)/python -m pytest -m slow
