@@ -23,7 +23,7 @@ from metarl.experiment.fewshot_run import (
     make_source,
 )
 from metarl.experiment.files import write_json
-from metarl.experiment.run_directory import RunDirectory, read_metrics
+from metarl.experiment.run_directory import RunDirectory, metrics_of
 from metarl.fewshot.data.images import ImageClasses
 from metarl.fewshot.evaluation import nearest_neighbour
 from metarl.fewshot.methods import METHODS
@@ -47,7 +47,7 @@ def trained_fewshot_run(path: Path, config: FewShotConfig, images: ImageClasses)
 
 def cpu_seconds(run: Path) -> float:
     """CPU time that a run's iterations took, without validation; each line of its metrics is the mean over some."""
-    rows = [row for _, row in read_metrics(run / "metrics.jsonl")]
+    rows = metrics_of(run)
     before = [0, *(row["iteration"] for row in rows)]
     return sum(row["time/cpu_seconds"] * (row["iteration"] - b) for row, b in zip(rows, before, strict=False))
 

@@ -159,13 +159,10 @@ def check_fewshot(config: FewShotConfig, source: Path | None = None) -> None:
     # Of a file nobody is misled by a setting that nothing reads; a default may have changed since.
     if source is None:
         _check_read(config, words)
-    wrong = contradiction(config.method, config.learner) if source is None else None
-    if wrong is not None:
-        raise UserError(f"{words.label('learner.' + wrong[0])} {words.within(wrong[1])}")
 
 
 def _check_read(config: FewShotConfig, words: Words) -> None:
-    """Refuses settings that the data set or the method has no use for, which would be ignored."""
+    """Refuses settings that contradict the data set or the method, or that they would ignore."""
     images = ("ways", "network.channels", "network.pooling", "network.batch_norm")
     unread = {
         config.dataset: (
@@ -180,6 +177,9 @@ def _check_read(config: FewShotConfig, words: Words) -> None:
             value, usual = (operator.attrgetter(name)(c) for c in (config, FewShotConfig()))
             if value != usual:
                 raise UserError(f"{words.label(name)} is {value}; {what} does not read it.")
+    wrong = contradiction(config.method, config.learner)
+    if wrong is not None:
+        raise UserError(f"{words.label('learner.' + wrong[0])} {words.within(wrong[1])}")
 
 
 def read_fewshot_config(path: Path) -> FewShotConfig:

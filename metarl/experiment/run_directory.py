@@ -154,6 +154,12 @@ def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield line, row
 
 
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The metrics that a run has kept; none where it has no file of them."""
+    path = run / "metrics.jsonl"
+    return [row for _, row in read_metrics(path)] if path.is_file() else []
+
+
 def read_config_file(path: Path) -> tuple[Any, Path]:
     """What the config.json of a run holds, and that file.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarl.experiment.errors import UserError
 from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun
-from metarl.experiment.run_directory import read_metrics
+from metarl.experiment.run_directory import metrics_of
 from metarl.fewshot.methods import METHODS
 from metarl.fewshot.sinusoid import INPUTS, Sinusoid
 from metarl.fewshot.supervised import score
@@ -66,8 +66,7 @@ def show_fewshot_run(
         curve = run.evaluate(EVALUATION_TASKS, num_steps, seed)
         what = "accuracy" if run.source.is_classification else "mean squared error"
         yield Picture(draw_adaptation_curve(out / "adaptation_curve.png", curve, detail=detail, what=what))
-    metrics = run.path / "metrics.jsonl"
-    rows = [row for _, row in read_metrics(metrics)] if metrics.is_file() else []
+    rows = metrics_of(run.path)
     if rows:
         yield Picture(draw_fewshot_training(out / "training_curve.png", rows, detail=detail))
 

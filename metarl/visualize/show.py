@@ -15,7 +15,7 @@ from metarl.experiment.errors import UserError
 from metarl.experiment.evaluate_run import evaluate_run, test_tasks
 from metarl.experiment.loading import LoadedRun
 from metarl.experiment.progress import status
-from metarl.experiment.run_directory import read_metrics
+from metarl.experiment.run_directory import metrics_of
 from metarl.noise import EVALUATION
 from metarl.rollout_adaptation import RolloutAdaptation
 from metarl.visualize.curves import draw_adaptation_curve, draw_training_curve
@@ -145,8 +145,7 @@ def draw_curves(evaluated: Evaluated, out: Path) -> Iterator[Picture]:
     published = run.family.spec.published
     path = draw_adaptation_curve(out / "adaptation_curve.png", evaluated.curve, published, detail=evaluated.detail)
     yield Picture(path)
-    metrics = run.path / "metrics.jsonl"
-    rows = [row for _, row in read_metrics(metrics)] if metrics.is_file() else []
+    rows = metrics_of(run.path)
     if rows:
         detail = describe_run(run.config.family, run.config.algorithm, rows[-1]["iteration"])
         yield Picture(draw_training_curve(out / "training_curve.png", rows, detail=detail))
