@@ -115,7 +115,7 @@ _RANGES: Ranges = {
         (
             *("shots", "queries", "test_queries", "iterations", "log_every", "keep_every", "network.channels"),
             *("validation.num_tasks", "learner.meta_batch_size", "learner.inner_lr", "learner.outer_lr"),
-            *("learner.inner_batch_size", "learner.margin", "learner.lstm_size"),
+            *("learner.inner_batch_size", "learner.margin", "learner.lstm_size", "learner.tc_filters"),
         ),
     ),
     "2 or more": (lambda x: 2 <= x < _INFINITY, ("ways",)),
@@ -150,9 +150,11 @@ def check_fewshot(config: FewShotConfig, source: Path | None = None) -> None:
     problem = out_of_range(config, _RANGES)
     if problem is not None:
         raise UserError(f"{words.label(problem[0])} {problem[1]}")
-    if min(config.network.hidden_sizes, default=0) < 1:
-        sizes = " ".join(map(str, config.network.hidden_sizes)) or "empty"
-        raise UserError(f"{words.label('network.hidden_sizes')} is {sizes}; there must be one, and each positive.")
+    for name, least in (("network.hidden_sizes", 1), ("learner.attention_keys", 2)):
+        widths = operator.attrgetter(name)(config)
+        if min(widths, default=0) < least:
+            given = " ".join(map(str, widths)) or "empty"
+            raise UserError(f"{words.label(name)} is {given}; there must be one, and each at least {least}.")
     if config.is_regression and not METHODS[config.method].regression:
         able = ", ".join(name for name, named in METHODS.items() if named.regression)
         raise UserError(f"{config.method} compares classes and cannot do regression ({config.dataset}); {able} can.")

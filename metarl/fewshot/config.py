@@ -28,6 +28,8 @@ class MethodConfig:
         siamese_loss: Siamese networks: contrastive, or cross_entropy of pairs.
         margin: Siamese networks: distance up to which the contrastive loss pushes different classes apart.
         lstm_size: Meta-LSTM: width of the LSTM that reads the gradients.
+        tc_filters: SNAIL: filters of each dense block of a TC block.
+        attention_keys: SNAIL: width of the keys of each attention block; its values are half as wide.
         chunk_size: Tasks that are computed at once, which bounds memory; 0 chooses (docs/performance.md).
     """
 
@@ -46,4 +48,6 @@ class MethodConfig:
     siamese_loss: Literal["contrastive", "cross_entropy"] = "contrastive"
     margin: float = 3.0
     lstm_size: int = 20
+    tc_filters: int = 128
+    attention_keys: tuple[int, ...] = (64, 256, 512)
     chunk_size: int = 0

@@ -156,14 +156,16 @@ def _meta_lstm(parts: Parts) -> Method:
 
 def _snail(parts: Parts) -> Method:
     network, width = parts.embedding()
-    source = parts.source
+    source, config = parts.source, parts.config
     return SNAIL(
         network,
         width,
         source.num_outputs,
         parts.num_support + 1,
         source.is_classification,
-        generator=parts.generator(),
+        config.tc_filters,
+        [(keys, keys // 2) for keys in config.attention_keys],
+        parts.generator(),
     )
 
 
@@ -206,6 +208,7 @@ METHODS: dict[str, NamedMethod] = {
     "snail": NamedMethod(
         "SNAIL: temporal convolutions and attention over the support set (Mishra et al. 2018)",
         _snail,
+        ("tc_filters", "attention_keys"),
         regression=True,
     ),
 }

@@ -284,6 +284,17 @@ def test_every_method_is_built_from_its_settings_and_trains(name: str) -> None:
     assert contradiction(name, config) is None
 
 
+def test_snail_has_the_widths_of_its_settings() -> None:
+    source, config = Episodes(numbered_images(), 3, 1, 2), MethodConfig(tc_filters=5, attention_keys=(6, 4))
+    params = METHODS["snail"].build(Parts(source, NetworkConfig(channels=4), config, 3, seed=0)).initial_params()
+    # Rows of 4 features and 3 labels; an attention block, 2 dense blocks for 4 examples, an attention block.
+    assert params["snail.blocks.0.keys.weight"].shape == (6, 7)
+    assert params["snail.blocks.0.values.weight"].shape == (3, 7)
+    assert params["snail.blocks.1.0.convolution.weight"].shape == (2 * 5, 2 * 10)
+    assert params["snail.blocks.2.keys.weight"].shape == (4, 10 + 2 * 5)
+    assert params["snail.linear.weight"].shape == (3, 20 + 2)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "field"),
     [
