@@ -73,12 +73,12 @@ _FOR_BOTH: dict[tuple[str, str], dict[str, Any]] = {
 }  # fmt: skip
 
 _TWENTY_WAYS: dict[str, dict[str, Any]] = {
-    "maml": {"iterations": 2400},
+    "maml": {"iterations": 4400, "learner": {"meta_batch_size": 4}},
     "prototypical": {"iterations": 5500},
     "matching": {"iterations": 4500},
     "snail": {"iterations": 2800},
 }
-"""Glyphs with 20 classes to a task: fewer queries and tasks to a step, which each cost more."""
+"""Glyphs with 20 classes to a task, which cost more: fewer queries, and fewer tasks to a step."""
 
 
 def fewshot_preset(method: str, dataset: str, ways: int = 5) -> FewShotConfig:

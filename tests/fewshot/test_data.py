@@ -374,6 +374,9 @@ def test_omniglot_that_is_not_there_says_where_to_get_it(omniglot: Files, tmp_pa
     half = {name: content for name, content in omniglot.items() if "background" in name}
     with pytest.raises(ValueError, match=rf"no images of Omniglot in images_evaluation; .*{source}"):
         load_omniglot(unpack(half, tmp_path / "half"))
+    twice = {name.replace("background/Old_3", "evaluation/Old_3"): content for name, content in omniglot.items()}
+    with pytest.raises(ValueError, match=r"has Old_3/character0. in both images_background and images_evaluation"):
+        load_omniglot(unpack({**omniglot, **twice}, tmp_path / "twice"))
     with pytest.raises(ValueError, match=r"has 18 characters, .* choose the Lake split"):
         load_omniglot(unpack(omniglot, tmp_path / "small"), "vinyals")
 

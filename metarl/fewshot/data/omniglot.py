@@ -65,7 +65,11 @@ def _build(tree: FileTree, split: Literal["vinyals", "lake"]) -> ImageClasses:
     for name in tree.names:
         if found := _IMAGE.fullmatch(name):
             part, character = found.groups()
-            parts[character] = part
+            if parts.setdefault(character, part) != part:
+                raise ValueError(
+                    f"{tree.root} has {character} in both {_BACKGROUND} and {_EVALUATION}, which share no alphabet; "
+                    f"expected are {_EXPECTED}."
+                )
             files.setdefault(character, []).append(name)
     for part in (_BACKGROUND, _EVALUATION):
         if part not in parts.values():
