@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast, final
+from typing import Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,16 @@ from metarl.ops import categorical, gaussian
 from metarl.ops.activations import tanh
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
+from metarl.ops.layer import layer
 from metarl.types import Distribution
 
 Activation = Literal["relu", "tanh"]
 
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": torch.relu,
+    "tanh": tanh,
+}
 
 
 @final
@@ -44,38 +48,31 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: Activation, generator: torch.Generator) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(_ACTIVATIONS)}.")
-        self.activation = _ACTIVATIONS[activation]
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(get_args(Activation))}.")
+        self.activation: Activation = activation
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(sizes))
         self.head = (f"layers.{len(sizes) - 2}.weight", f"layers.{len(sizes) - 2}.bias")
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
+        for linear in self.layers:
+            assert isinstance(linear, nn.Linear)
+            nn.init.xavier_uniform_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., n_out]` for `[..., n_in]`; with per-task parameters (`functional_call`) `[task, ..., n_in]`."""
         *hidden, last = cast(list[nn.Linear], list(self.layers))
-        for layer in hidden:
-            x = self.activation(_affine(layer, x))
-        return _affine(last, x)
+        for linear in hidden:
+            x = _apply(linear, x, self.activation)
+        return _apply(last, x, "identity")
 
 
-def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
-    """W x + b; one batched product where W is `[task, n_out, n_in]`, b `[task, n_out]` and x `[task, ..., n_in]`."""
-    weight, bias = layer.weight, layer.bias
+def _apply(linear: nn.Linear, x: Tensor, activation: Literal["identity", "relu", "tanh"]) -> Tensor:
+    """f(W x + b); where W is `[task, n_out, n_in]`, b `[task, n_out]` and x `[task, ..., n_in]`, of every task."""
+    weight, bias = linear.weight, linear.bias
     if weight.ndim == 2:
-        return nn.functional.linear(x, weight, bias)
-    num_tasks, n_out, n_in = weight.shape
-    rows = x.reshape(num_tasks, -1, n_in)
-    if n_out < n_in:
-        # Written this way round, the few numbers are rows of the products that autograd makes of it, not columns,
-        # which is several times faster on a CPU.
-        y = torch.baddbmm(bias.unsqueeze(2), weight, rows.mT).mT
-    else:
-        y = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
-    return y.reshape(*x.shape[:-1], n_out)
+        return _ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
+    rows = x.reshape(len(weight), -1, weight.shape[2])
+    return layer(rows, weight, bias, activation).reshape(*x.shape[:-1], weight.shape[1])
 
 
 @final
