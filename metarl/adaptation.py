@@ -197,7 +197,11 @@ def _gradient(loss: Loss, params: Params, batch: Any, names: list[str], create_g
         return {}
     with torch.enable_grad():
         # Some may belong to the graph of theta_0 or of a learned step size and others not; these become leaves here.
-        params = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in params.items()}
+        # What nobody will differentiate by is a constant, so that no derivative by it is computed.
+        params = {
+            n: value if value.requires_grad else value.detach().requires_grad_(create_graph or n in names)
+            for n, value in params.items()
+        }
         gradients = torch.autograd.grad(
             loss(params, batch).sum(), [params[n] for n in names], create_graph=create_graph, materialize_grads=True
         )

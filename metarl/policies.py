@@ -19,12 +19,12 @@ from metarl.ops import categorical, gaussian
 from metarl.ops.activations import tanh
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
-from metarl.ops.layer import layer
+from metarl.ops.layer import LayerActivation, layer
 from metarl.types import Distribution
 
 Activation = Literal["relu", "tanh"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_ACTIVATIONS: dict[LayerActivation, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,
     "tanh": tanh,
@@ -66,7 +66,7 @@ class MLP(nn.Module):
         return _apply(last, x, "identity")
 
 
-def _apply(linear: nn.Linear, x: Tensor, activation: Literal["identity", "relu", "tanh"]) -> Tensor:
+def _apply(linear: nn.Linear, x: Tensor, activation: LayerActivation) -> Tensor:
     """f(W x + b); where W is `[task, n_out, n_in]`, b `[task, n_out]` and x `[task, ..., n_in]`, of every task."""
     weight, bias = linear.weight, linear.bias
     if weight.ndim == 2:

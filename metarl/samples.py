@@ -50,7 +50,7 @@ def _final_value(rollout: Rollout, weights: Tensor) -> Tensor:
 
 
 def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
-    """The rollout's valid steps as rows, `[task, row, ...]`, padded at the end to the longest task.
+    """The rollout's valid steps as rows, `[task, row, ...]`, padded at the end to the longest task or a little further.
 
     Args:
         rollout: Recorded episodes.
@@ -59,7 +59,7 @@ def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
     starts = rollout.valid.clone()
     starts[..., 1:] = False
     flat = rollout.valid.flatten(1)
-    num_rows = max(int(flat.sum(-1).max()), 1)
+    num_rows = min(_one_of_few(max(int(flat.sum(-1).max()), 1)), flat.shape[1])
     columns = (
         rollout.observations,
         rollout.actions,
@@ -77,6 +77,12 @@ def to_samples(rollout: Rollout, advantage: Tensor) -> Samples:
     # network's gradient through a masked row is 0 * its input, and its input may be NaN.
     kept = take(flat)
     return tree_map(lambda x: torch.where(_like(kept, x), x, torch.zeros_like(x)), rows._replace(valid=kept))
+
+
+def _one_of_few(number: int) -> int:
+    """The number, or up to a sixteenth more, so that few occur: oneDNN prepares its products anew for every size."""
+    step = 2 ** max(number.bit_length() - 5, 0)
+    return -(-number // step) * step
 
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ and for the cotangents (u_x, u_W, u_b, u_z) of these results (dx, dW, db, gz):
     c = u_x W^T + x u_W^T + u_b + u_z,     of g: c * f',     of y: c * g * df'/dy,
     of x: gz u_W,     of W: gz^T u_x                                                                           (second)
 
-Higher orders are autograd's, as all of this is differentiable again.
+Higher orders are autograd's, as all of this is differentiable again. Forward mode and `torch.func` take the plain
+formula.
 
 | symbol | here   | shape             | meaning                     |
 |--------|--------|-------------------|-----------------------------|
@@ -31,21 +32,24 @@ from typing import Any, Literal, cast, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from metarl.ops.activations import tanh
 
-Activation = Literal["identity", "relu", "tanh"]
+LayerActivation = Literal["identity", "relu", "tanh"]
 
-# Widths and rows below which a call of oneDNN costs more than it saves.
-_NARROW, _SHORT = 16, 256
+# Below, the order of the factors of a product decides its time.
+_NARROW = 16
+# Below, a call of oneDNN costs more than it saves.
+_SHORT = 256
 
 
 def _find_onednn() -> Callable[..., Tensor] | None:
     """oneDNN's x W^T + b, `(x, W, b or None, "none", [], "")`, which torch.compile calls; None if torch lacks it."""
     try:
         product = torch.ops.mkldnn._linear_pointwise.default
-        product(torch.zeros(1, 1), torch.zeros(1, 1), None, "none", [], "")
+        one = torch.zeros(1, 1, dtype=torch.float32, device="cpu")
+        product(one, one, None, "none", [], "")
     except (AttributeError, RuntimeError, TypeError):
         return None
     return product
@@ -58,35 +62,40 @@ def layer(
     x: Float[Tensor, "task row n_in"],
     weight: Float[Tensor, "task n_out n_in"],
     bias: Float[Tensor, "task n_out"],
-    activation: Activation = "identity",
+    activation: LayerActivation = "identity",
 ) -> Float[Tensor, "task row n_out"]:
-    """f(x W^T + b) of every task, differentiable any number of times."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (x, weight, bias)):
+    """f(x W^T + b) of every task, differentiable any number of times. Not to be changed in place."""
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in (x, weight, bias))
+    if wanted and not _is_transformed():
         return cast(Tensor, _Layer.apply(x, weight, bias, activation))
     return _forward(x, weight, bias, activation)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
-    y = _rows_times(x, weight.mT, bias)
-    if activation == "relu":
-        return y.relu_()
-    return tanh(y) if activation == "tanh" else y
+def _is_transformed() -> bool:
+    """Whether forward mode or a transform of `torch.func` is at work, which these derivatives do not know."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, activation: LayerActivation) -> Tensor:
+    z = _rows_times(x, weight.mT, bias)
+    if activation == "identity":
+        return z
+    return z.relu() if activation == "relu" else tanh(z)
 
 
 @final
 class _Layer(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, activation: LayerActivation) -> Tensor:
         ctx.activation = activation
         y = _forward(x, weight, bias, activation)
-        ctx.save_for_backward(x, weight, y)
+        ctx.save_for_backward(x, weight, None if activation == "identity" else y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, y = ctx.saved_tensors
-        dx, d_weight, d_bias, _ = _Gradient.apply(g, x, weight, y, ctx.activation, ctx.needs_input_grad[0])
-        return dx, d_weight, d_bias, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        needed = ctx.needs_input_grad[:3]
+        return (*_Gradient.apply(g, *ctx.saved_tensors, ctx.activation, needed)[:3], None)
 
 
 @final
@@ -95,13 +104,24 @@ class _Gradient(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, y: Tensor, activation: Activation, needs_dx: bool
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        y: Tensor | None,
+        activation: LayerActivation,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.activation = activation
         gz = _times_slope(g, y, activation)
-        ctx.save_for_backward(g, x, weight, y, gz)
-        return _rows_times(gz, weight) if needs_dx else None, _over_rows(gz, x), gz.sum(1), gz
+        ctx.save_for_backward(g if activation == "tanh" else None, x, weight, y, gz)
+        return (
+            _rows_times(gz, weight) if needed[0] else None,
+            _over_rows(gz, x) if needed[1] else None,
+            gz.sum(1) if needed[2] else None,
+            gz,
+        )
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -121,17 +141,18 @@ class _Gradient(Function):
             None if c is None or not needs_g else _times_slope(c, y, ctx.activation),
             None if u_weight is None or not needs_x else _rows_times(gz, u_weight),
             None if u_x is None or not needs_weight else _over_rows(gz, u_x),
-            None if c is None or not needs_y or ctx.activation != "tanh" else -2 * c * g * y,
+            None if c is None or not needs_y or g is None else -2 * c * g * y,
             None,
             None,
         )
 
 
-def _times_slope(g: Tensor, y: Tensor, activation: Activation) -> Tensor:
+def _times_slope(g: Tensor, y: Tensor | None, activation: LayerActivation) -> Tensor:
     """g * f', with f' as a function of y."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(g, y, 0)
-    return torch.ops.aten.tanh_backward(g, y) if activation == "tanh" else g
+    if activation == "identity":
+        return g
+    aten = torch.ops.aten
+    return aten.threshold_backward(g, y, 0) if activation == "relu" else aten.tanh_backward(g, y)
 
 
 def _add_to(product: Tensor, other: Tensor | None) -> Tensor:
@@ -158,8 +179,10 @@ def _rows_times(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Ten
         if bias is None:
             return torch.bmm(matrix.mT, rows.mT).mT
         return torch.baddbmm(bias.unsqueeze(2), matrix.mT, rows.mT).mT
-    if _onednn is not None and min(n, m) >= _NARROW and num_rows >= _SHORT and _is_fit(rows, matrix, bias):
-        biases = [None] * len(rows) if bias is None else bias
+    large = min(n, m) >= _NARROW and num_rows >= _SHORT and len(rows) > 0
+    if large and _onednn is not None and _is_fit(rows, matrix, bias):
+        # It would read a bias with gaps as if there were none.
+        biases = [None] * len(rows) if bias is None else bias.contiguous()
         products = [_onednn(r, w.mT, b, "none", [], "") for r, w, b in zip(rows, matrix, biases, strict=True)]
         return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
     if bias is None:
@@ -168,9 +191,9 @@ def _rows_times(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def _is_fit(*values: Tensor | None) -> bool:
-    """Whether oneDNN's product takes them: it has no derivative of its own."""
+    """Whether oneDNN's product takes them: it has no derivatives of its own."""
     wanted = torch.is_grad_enabled()
-    return all(
+    return not _is_transformed() and all(
         value is None
         or (value.device.type == "cpu" and value.dtype == torch.float32 and not (wanted and value.requires_grad))
         for value in values

@@ -180,6 +180,16 @@ def test_rows_are_a_tasks_valid_steps_in_order_and_padding_is_zero():
             assert torch.equal(kept[i, :n], recorded[i][data.valid[i]])
 
 
+def test_few_numbers_of_rows_occur_and_none_beyond_what_there_is():
+    found = set()
+    for length in range(1, 50, 4):
+        data = rollout([[50] * 9 + [length], [50] * 8 + [0, 0]], times=50)
+        rows = to_samples(data, data.rewards)
+        assert rows.valid.sum(-1).tolist() == [450 + length, 400]
+        found.add(rows.valid.shape[1])
+    assert found == {464, 480, 496, 500}
+
+
 def test_without_padding_rows_are_a_reshape():
     data = rollout([[5, 5], [5, 5]])
     rows = to_samples(data, data.rewards)
