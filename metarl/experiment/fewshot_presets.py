@@ -57,7 +57,7 @@ _FOR_BOTH: dict[tuple[str, str], dict[str, Any]] = {
     ("maml", "glyphs"): {"iterations": 2800},
     ("fomaml", "glyphs"): {"iterations": 4700},
     ("reptile", "glyphs"): {
-        "iterations": 2000, "test_steps": 10, "learner": {**_REPTILE, "inner_lr": 0.3, "meta_batch_size": 8}
+        "iterations": 2700, "test_steps": 10, "learner": {**_REPTILE, "inner_lr": 0.3, "meta_batch_size": 8}
     },
     ("meta-sgd", "glyphs"): {"iterations": 2800},
     ("anil", "glyphs"): {"iterations": 4700},
