@@ -137,22 +137,29 @@ class _Gradient(Function):
                 c = u_bias.unsqueeze(1).expand_as(gz) if c is None else c + u_bias.unsqueeze(1)
             if u_x is not None:
                 c = _add_to(_rows_times(u_x, weight.mT), c)
+        of_y = None if c is None or not needs_y or g is None else -2 * c * g * y
+        # A product made here is nobody else's.
+        spent = (u_weight is not None or u_x is not None) and not torch.is_grad_enabled()
         return (
-            None if c is None or not needs_g else _times_slope(c, y, ctx.activation),
+            None if c is None or not needs_g else _times_slope(c, y, ctx.activation, out=c if spent else None),
             None if u_weight is None or not needs_x else _rows_times(gz, u_weight),
             None if u_x is None or not needs_weight else _over_rows(gz, u_x),
-            None if c is None or not needs_y or g is None else -2 * c * g * y,
+            of_y,
             None,
             None,
         )
 
 
-def _times_slope(g: Tensor, y: Tensor | None, activation: LayerActivation) -> Tensor:
-    """g * f', with f' as a function of y."""
+def _times_slope(g: Tensor, y: Tensor | None, activation: LayerActivation, out: Tensor | None = None) -> Tensor:
+    """g * f', with f' as a function of y; written to `out` if that is given."""
     if activation == "identity":
         return g
     aten = torch.ops.aten
-    return aten.threshold_backward(g, y, 0) if activation == "relu" else aten.tanh_backward(g, y)
+    if activation == "relu":
+        if out is None:
+            return aten.threshold_backward(g, y, 0)
+        return aten.threshold_backward.grad_input(g, y, 0, grad_input=out)
+    return aten.tanh_backward(g, y) if out is None else aten.tanh_backward.grad_input(g, y, grad_input=out)
 
 
 def _add_to(product: Tensor, other: Tensor | None) -> Tensor:
