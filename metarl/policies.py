@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metarl.ops import categorical, gaussian
-from metarl.ops.activations import tanh
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
-from metarl.ops.layer import LayerActivation, layer
+from metarl.ops.layer import ACTIVATIONS, LayerActivation, layer
 from metarl.types import Distribution
 
 Activation = Literal["relu", "tanh"]
-
-_ACTIVATIONS: dict[LayerActivation, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": torch.relu,
-    "tanh": tanh,
-}
 
 
 @final
@@ -70,7 +63,7 @@ def _apply(linear: nn.Linear, x: Tensor, activation: LayerActivation) -> Tensor:
     """f(W x + b); where W is `[task, n_out, n_in]`, b `[task, n_out]` and x `[task, ..., n_in]`, of every task."""
     weight, bias = linear.weight, linear.bias
     if weight.ndim == 2:
-        return _ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
+        return ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
     rows = x.reshape(len(weight), -1, weight.shape[2])
     return layer(rows, weight, bias, activation).reshape(*x.shape[:-1], weight.shape[1])
 

@@ -38,6 +38,13 @@ from metarl.ops.activations import tanh
 
 LayerActivation = Literal["identity", "relu", "tanh"]
 
+ACTIVATIONS: dict[LayerActivation, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "relu": torch.relu,
+    "tanh": tanh,
+}
+"""f by its name."""
+
 # Below, the order of the factors of a product decides its time.
 _NARROW = 16
 # Below, a call of oneDNN costs more than it saves.
@@ -77,10 +84,7 @@ def _is_transformed() -> bool:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, activation: LayerActivation) -> Tensor:
-    z = _rows_times(x, weight.mT, bias)
-    if activation == "identity":
-        return z
-    return z.relu() if activation == "relu" else tanh(z)
+    return ACTIVATIONS[activation](_rows_times(x, weight.mT, bias))
 
 
 @final
