@@ -1,6 +1,6 @@
-"""What only a CUDA device can show: captured episodes, parity with the CPU, memory, and no waiting inside an episode.
+"""Captured episodes, parity with the CPU, no waiting inside an episode, training: on CUDA, real or emulated.
 
-pytest -m gpu tests/gpu
+Everywhere they run on the emulated device (`emulated_cuda`); `pytest -m gpu tests/gpu` runs them on a real one.
 """
 
 import warnings
@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 import envs
 from metarl.algorithms.config import LearnerConfig
+from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.meta_learner import MetaLearner, make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
 from metarl.algorithms.trust_region import LinearizedBatch, trust_region_update
@@ -24,7 +25,6 @@ from metarl.policy_gradient import policy_inner_loop
 from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
 from metarl.step_graph import StepGraph
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 TASKS, EPISODES = 4, 8
 FAMILIES = ["navigation-2d", "halfcheetah-vel", "halfcheetah-vel@maml2017", "halfcheetah-vel@pearl"]
 
@@ -141,6 +141,19 @@ def test_training_learns_from_end_to_end(name):
     assert all(value.is_cuda for value in learner.params.values())
     agent = learner.adapt(family.sample_tasks(1)[0], episodes=4)
     assert agent.act(torch.zeros(family.observation_dim)).shape == (family.action_dim,)
+
+
+@pytest.mark.parametrize("name", [name for name, learner in LEARNERS.items() if learner.is_trained])
+def test_every_learner_updates_on_the_device(name):
+    family = envs.make("navigation-2d", observe_task=LEARNERS[name].observe_task)
+    config = LearnerConfig(**{**LEARNERS[name].settings, "meta_batch_size": 4, "episodes_per_task": 2})
+    policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (8,), context_dim=config.context_dim)
+    learner = MetaLearner(family, policy, config, device="cuda")
+    before = {n: v.cpu() for n, v in learner.params.items()}
+    metrics = learner.iterate()
+    assert metrics["nonfinite_steps"] == 0 and metrics["skipped_updates"] == 0
+    assert all(value.is_cuda and torch.isfinite(value).all() for value in learner.params.values())
+    assert any(not torch.equal(value.cpu(), before[n]) for n, value in learner.params.items())
 
 
 @pytest.fixture

@@ -1,0 +1,398 @@
+"""A CUDA device made of the processor, so that the code written for a GPU runs, and is checked, where there is none.
+
+Inside `emulated_cuda()` torch has a device "cuda". Its tensors hold their numbers in host memory and are computed by
+the CPU's kernels, but they keep a GPU's rules, and breaking one is a RuntimeError as it is there:
+
+- a tensor of the device and one of the CPU do not meet in one operation;
+- whatever the host must wait for (a number read back, a copy, a shape that depends on data) is refused while a graph is
+  captured, and under `torch.cuda.set_sync_debug_mode("error")`;
+- work on one stream does not rely on another's without having waited for it (`emulated_streams`);
+- capturing computes nothing; a captured graph repeats its operations on the memory they saw, whatever Python has done
+  since, what they made is its own, and it must not touch memory that has been freed.
+
+Warp's arrays and launches take part, on Warp's own CPU device (`emulated_warp`). What cannot be seen here is anything
+of the real thing: speed, memory, the order of sums, compilers and drivers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from emulated_streams import Ledger, Stream, all_streams, current, default_stream, host, merge
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+INNER = torch.device("privateuseone", 0)
+"""What the C++ side of torch takes the device for: the kind that torch keeps for devices it does not know."""
+
+ledger = Ledger()
+_sync_debug_mode = "default"
+
+WAITING = {
+    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2,
+    aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors, aten.bincount,
+}  # fmt: skip
+"""Operations whose result, or its shape, the host has to know."""
+MOVING = {aten.copy_, aten._to_copy}
+PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
+"""What tensor cores compute, from factors of 10 bits where TF32 is allowed."""
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor of the device; `host` holds its numbers."""
+
+    host: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, host: torch.Tensor) -> DeviceTensor:
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls, host.shape, strides=host.stride(), storage_offset=host.storage_offset(), dtype=host.dtype, device=INNER
+        )
+        tensor.host = host
+        return tensor
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.host.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError(f"can't convert {CUDA} device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.host!r} on {CUDA}"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return _run(func, args, kwargs or {})
+
+
+class Traits(NamedTuple):
+    """What an operation's schema says of it."""
+
+    changes: tuple[bool, ...]
+    """Of each positional argument, whether it is written."""
+    changes_by_name: frozenset[str]
+    is_view: bool
+
+
+@functools.cache
+def _traits(func: Any) -> Traits:
+    arguments = func._schema.arguments
+    changes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+    named = frozenset(a.name for a, written in zip(arguments, changes, strict=True) if written)
+    aliased = any(a.alias_info is not None and not a.alias_info.is_write for a in arguments)
+    return Traits(tuple(changes), named, aliased)
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Any operation with a tensor of the device among its arguments."""
+    packet, traits = func.overloadpacket, _traits(func)
+    leaves = tree_leaves((args, kwargs))
+    target = kwargs.get("device")
+    to_host = target is not None and torch.device(target).type == "cpu"
+    plain = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
+    if packet in MOVING and (plain or to_host):
+        _wait(f"{func}, a copy between host and device")
+    elif any(x.ndim for x in plain) or (plain and any(traits.changes) and not isinstance(args[0], DeviceTensor)):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got cuda:0 and cpu.")
+    if packet in WAITING or _has_mask_index(packet, args):
+        _wait(str(func))
+    if any(isinstance(x, torch.Generator) and x.device.type != "cuda" for x in leaves):
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    owners = {id(x.host): x for x in leaves if isinstance(x, DeviceTensor)}
+    inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda x: x.host, (args, kwargs))
+    if target is not None:
+        inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
+    changed = [x for x, c in zip(inner_args, traits.changes, strict=False) if c]
+    changed = tree_leaves([changed, [v for k, v in inner_kwargs.items() if k in traits.changes_by_name]])
+    if packet in PRODUCTS and torch.backends.cuda.matmul.allow_tf32:
+        inner_args = (*inner_args[:-2], *(_tf32(x) for x in inner_args[-2:]))
+    capture = current[0].capture
+    if capture is not None:
+        capture.before(changed)
+    out = func(*inner_args, **inner_kwargs)
+    made = _tensors(out)
+    if not traits.is_view:
+        if capture is not None:
+            capture.record(func, inner_args, inner_kwargs, [] if changed else made)
+        else:
+            ledger.access(current[0], _tensors((inner_args, inner_kwargs)), changed or made, func)
+    if to_host:
+        return out
+    return tree_map_only(torch.Tensor, lambda x: owners[id(x)] if id(x) in owners else DeviceTensor(x), out)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def _has_mask_index(packet: Any, args: Any) -> bool:
+    if packet not in (aten.index, aten.index_put, aten.index_put_):
+        return False
+    return any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in args[1])
+
+
+def _tf32(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to the nearest number with 10 bits behind the leading one, as float32 factors enter a TF32 product."""
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32) if x.dtype == torch.float32 else x
+
+
+def _wait(what: str) -> None:
+    """The host waits for the current stream."""
+    if current[0].capture is not None:
+        current[0].capture.invalid = True
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+    if _sync_debug_mode == "error":
+        raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
+    merge(host.seen, current[0])
+
+
+def _empty(size: Any, dtype: Any = None, device: Any = None, **_: Any) -> DeviceTensor:
+    made = torch.empty(size, dtype=dtype)
+    if current[0].capture is not None:
+        current[0].capture.own(made)
+    return DeviceTensor(made)
+
+
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **options: Any) -> DeviceTensor:
+    made = torch.empty_strided(size, stride, dtype=dtype)
+    if current[0].capture is not None:
+        current[0].capture.own(made)
+    return DeviceTensor(made)
+
+
+class _Placement(TorchFunctionMode):
+    """Sends what asks for the device "cuda" to the emulated one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        generator = kwargs.get("generator")
+        asked = kwargs.get("device")
+        if generator is not None and asked is not None and torch.device(asked).type != generator.device.type:
+            raise RuntimeError(f"Expected a {asked} device type for generator but found {generator.device}")
+        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_cuda(asked):
+            return func(*args, **{**kwargs, "device": "cpu"}).to(INNER)
+        if func is torch.Tensor.cuda:
+            return args[0].to(INNER)
+        if func is torch.Tensor.to:
+            args = tuple(INNER if _is_cuda(x) else x for x in args)
+        if _is_cuda(asked):
+            kwargs["device"] = INNER
+        flat, structure = tree_flatten((args, kwargs))
+        args, kwargs = tree_unflatten(
+            [INNER if isinstance(x, torch.device) and _is_cuda(x) else x for x in flat], structure
+        )
+        return func(*args, **kwargs)
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.split(":")[0] == "cuda"
+    return isinstance(device, torch.device) and device.type == "cuda"
+
+
+class Generator(torch.Generator):
+    """The CPU's generator, on whichever device it is said to be."""
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        return super().__new__(cls, "cpu")
+
+    def __init__(self, device: Any = "cpu") -> None:
+        self._device = CUDA if _is_cuda(device) else torch.device("cpu")
+
+    device = property(lambda self: self._device)
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """Memory that a graph found when it was captured. It does not keep it alive."""
+
+    storage: StorageWeakRef
+    dtype: torch.dtype
+    place: tuple[int, torch.Size, tuple[int, ...]]
+    """Offset, shape and strides."""
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> _Outside:
+        place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+        return _Outside(StorageWeakRef(tensor.untyped_storage()), tensor.dtype, place)
+
+    def tensor(self) -> torch.Tensor:
+        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        if storage is None:
+            raise RuntimeError("CUDA error: the graph uses memory that has been freed since it was captured.")
+        return torch.empty(0, dtype=self.dtype).set_(storage, *self.place)
+
+
+class CUDAGraph:
+    """Records operations while it is captured, without their effects, and repeats them."""
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        self._steps: list[Callable[[], None]] = []
+        self._owned: dict[int, torch.Tensor] = {}
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.invalid = False
+        self.warp: Any = None
+        """What records Warp's launches, while Warp knows of the capture."""
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global", **_: Any) -> None:
+        if current[0].legacy:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        self._stream = current[0]
+        self._stream.capture = self
+
+    def capture_end(self) -> None:
+        self._stream.capture = None
+        for storage, before in self._before.values():
+            storage.copy_(before)
+        for made in self._owned.values():
+            if made.is_floating_point():
+                made.fill_(torch.nan)  # nothing has been computed yet
+        if self.invalid:
+            self._steps.clear()
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def own(self, made: torch.Tensor) -> None:
+        self._owned[made.untyped_storage()._cdata] = made
+
+    def before(self, changed: list[torch.Tensor]) -> None:
+        """Keeps what an operation is about to overwrite: a capture has no effects."""
+        for tensor in changed:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._owned:
+                self._before.setdefault(storage._cdata, (storage, storage.clone()))
+
+    def record(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> None:
+        """Notes an operation; `made` are its new tensors, none where it changed old ones."""
+        if any(isinstance(x, torch.Generator) for x in tree_leaves((args, kwargs))):
+            raise RuntimeError("A generator that is not registered with the graph must not be used during capture.")
+        for tensor in made:
+            self.own(tensor)
+        leaves, structure = tree_flatten((args, kwargs))
+        handles = [self._handle(x) if isinstance(x, torch.Tensor) else x for x in leaves]
+
+        def repeat() -> None:
+            again = [x.tensor() if isinstance(x, _Outside) else x for x in handles]
+            again_args, again_kwargs = tree_unflatten(again, structure)
+            result = func(*again_args, **again_kwargs)
+            if made:
+                for target, value in zip(made, _tensors(result), strict=True):
+                    target.copy_(value)
+            used = [x for x in again if isinstance(x, torch.Tensor)]
+            ledger.access(current[0], used, made or used[:1], func)
+
+        self.add(repeat)
+
+    def add(self, step: Callable[[], None]) -> None:
+        """Notes anything that is to happen at this point of a replay."""
+        if self.warp is not None:
+            self.warp.cut(self._steps)
+        self._steps.append(step)
+
+    def _handle(self, tensor: torch.Tensor) -> torch.Tensor | _Outside:
+        return tensor if tensor.untyped_storage()._cdata in self._owned else _Outside.of(tensor)
+
+    def replay(self) -> None:
+        if not self._steps:
+            raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
+        with torch._C.DisableTorchFunction():
+            for step in self._steps:
+                step()
+
+
+@contextlib.contextmanager
+def _stream(stream: Stream | None) -> Iterator[None]:
+    before = current[0]
+    current[0] = stream or before
+    try:
+        yield
+    finally:
+        current[0] = before
+
+
+def _set_stream(stream: Stream) -> None:
+    current[0] = stream
+
+
+def _synchronize(device: Any = None) -> None:
+    if current[0].capture is not None:
+        current[0].capture.invalid = True
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing (synchronize)")
+    for stream in list(all_streams):
+        merge(host.seen, stream)
+
+
+def _set_sync_debug_mode(mode: str) -> None:
+    global _sync_debug_mode
+    _sync_debug_mode = mode
+
+
+def _save(state: Any, *args: Any, _save: Any = torch.save, **kwargs: Any) -> None:
+    _save(tree_map_only(DeviceTensor, lambda x: x.cpu(), state), *args, **kwargs)
+
+
+@functools.cache
+def _register() -> None:
+    """Makes torch's C++ side accept tensors of the device. For the rest of the process: there is no way back."""
+    _setup_privateuseone_for_python_backend("emulated")
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("empty.memory_format", _empty, "PrivateUse1")
+    library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    _register.library = library  # its registrations go with it
+
+
+@contextlib.contextmanager
+def emulated_cuda() -> Iterator[None]:
+    """Gives torch, and Warp where it is installed, a CUDA device of the processor's making."""
+    _register()
+    replaced = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "device_count": lambda: 1,
+        "get_device_name": lambda device=None: "emulated",
+        "Stream": Stream,
+        "CUDAGraph": CUDAGraph,
+        "current_stream": lambda device=None: current[0],
+        "default_stream": lambda device=None: default_stream,
+        "stream": _stream,
+        "set_stream": _set_stream,
+        "synchronize": _synchronize,
+        "is_current_stream_capturing": lambda: current[0].capture is not None,
+        "mem_get_info": lambda device=None: (2**30, 2**31),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "empty_cache": lambda: None,
+        "set_sync_debug_mode": _set_sync_debug_mode,
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(torch.cuda, **replaced))
+        stack.enter_context(mock.patch.multiple(torch, Generator=Generator, save=_save))
+        stack.enter_context(mock.patch.object(torch._C, "_host_emptyCache", create=True))
+        try:
+            from emulated_warp import emulated_warp
+        except ImportError:
+            pass
+        else:
+            stack.enter_context(emulated_warp())
+        stack.enter_context(_Placement())
+        yield
