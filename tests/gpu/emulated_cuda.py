@@ -133,6 +133,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*inner_args, **inner_kwargs)
     made = _tensors(out)
     if not traits.is_view:
+        if not changed:
+            ledger.born(made)
         if capture is not None:
             capture.record(func, inner_args, inner_kwargs, [] if changed else made)
         else:
@@ -167,15 +169,16 @@ def _wait(what: str) -> None:
     merge(host.seen, current[0])
 
 
-def _empty(size: Any, dtype: Any = None, device: Any = None, **_: Any) -> DeviceTensor:
-    made = torch.empty(size, dtype=dtype)
-    if current[0].capture is not None:
-        current[0].capture.own(made)
-    return DeviceTensor(made)
+def _empty(size: Any, dtype: Any = None, **_: Any) -> DeviceTensor:
+    return _new(torch.empty(size, dtype=dtype))
 
 
-def _empty_strided(size: Any, stride: Any, dtype: Any = None, **options: Any) -> DeviceTensor:
-    made = torch.empty_strided(size, stride, dtype=dtype)
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> DeviceTensor:
+    return _new(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _new(made: torch.Tensor) -> DeviceTensor:
+    ledger.born([made])
     if current[0].capture is not None:
         current[0].capture.own(made)
     return DeviceTensor(made)

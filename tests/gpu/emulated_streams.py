@@ -12,7 +12,6 @@ from collections import defaultdict
 from typing import Any
 
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 _handles = itertools.count(1)
 all_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -51,12 +50,17 @@ def merge(seen: defaultdict[Stream, int], stream: Stream) -> None:
 
 
 class Ledger:
-    """When each piece of memory was last written and read, and by which stream."""
+    """When each piece of memory was last written and read, and by which stream. Memory goes by its address."""
 
     def __init__(self) -> None:
         self._written: dict[int, tuple[Stream, int]] = {}
         self._read: defaultdict[int, dict[Stream, int]] = defaultdict(dict)
-        self._known: dict[int, StorageWeakRef] = {}
+
+    def born(self, tensors: list[Tensor]) -> None:
+        """Forgets what was at the address of new memory before it."""
+        for address in map(_address, tensors):
+            self._written.pop(address, None)
+            self._read.pop(address, None)
 
     def access(self, stream: Stream, read: list[Tensor], written: list[Tensor], what: object) -> None:
         """Notes work of `stream`; RuntimeError where it runs beside work that it needs, or that needs what it changes.
@@ -70,36 +74,26 @@ class Ledger:
         for other in order_against(stream):
             merge(stream.seen, other)
         stream.now += 1
-        for tensor in (*read, *written):
-            key = self._key(tensor)
-            if key in self._written:
-                self._check(stream, *self._written[key], what, "reads what")
-        for tensor in written:
-            for other, time in self._read[self._key(tensor)].items():
+        reads, writes = set(map(_address, read)), set(map(_address, written))
+        for address in reads | writes:
+            if address in self._written:
+                self._check(stream, *self._written[address], what, "reads what")
+        for address in writes:
+            for other, time in self._read[address].items():
                 self._check(stream, other, time, what, "overwrites what")
-        for tensor in read:
-            self._read[self._key(tensor)][stream] = stream.now
-        for tensor in written:
-            key = self._key(tensor)
-            self._written[key] = (stream, stream.now)
-            self._read[key].clear()
+            self._written[address] = (stream, stream.now)
+            self._read[address].clear()
+        for address in reads - writes:
+            self._read[address][stream] = stream.now
 
     @staticmethod
     def _check(stream: Stream, other: Stream, time: int, what: object, does: str) -> None:
         if other is not stream and max(stream.seen[other], host.seen[other]) < time:
             raise RuntimeError(f"Race: {what} on one stream {does} another stream is still busy with.")
 
-    def _key(self, tensor: Tensor) -> int:
-        """Names the tensor's storage; never the name of one that is gone."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            if len(self._known) > 20_000:
-                for dead in [k for k, reference in self._known.items() if reference.expired()]:
-                    for table in (self._known, self._written, self._read):
-                        table.pop(dead, None)
-            self._known[key] = StorageWeakRef(storage)  # as long as it is held the name is not given to another
-        return key
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 default_stream = Stream(legacy=True)

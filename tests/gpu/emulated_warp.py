@@ -30,6 +30,8 @@ _originals = {
 
 def _to_torch(array: Any, **options: Any) -> torch.Tensor:
     tensor = emulated_cuda.DeviceTensor(_originals["to_torch"](array, **options))
+    emulated_cuda.ledger.born([tensor.host])
+    emulated_cuda.ledger.access(_current[0], [], [tensor.host], "Warp's making of an array")
     _shared.add(tensor)
     return tensor
 
