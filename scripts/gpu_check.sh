@@ -5,6 +5,7 @@
 #   PYTHON=python3.12 scripts/gpu_check.sh     the interpreter whose torch is to be used
 #   WHEELS=DIR scripts/gpu_check.sh            takes missing packages from DIR, for a machine without internet
 #   QUICK=1 scripts/gpu_check.sh               tests and small benchmarks only, no training
+#   PARTS="tests benchmarks" scripts/gpu_check.sh     only these of tests, benchmarks, training; a folder can be added to
 #
 # Nothing is installed over what the machine has: missing packages go into a virtual environment in the folder that
 # sees the machine's own ones and keeps their versions, torch's before all.
@@ -76,28 +77,43 @@ benchmark() { # NAME ARGUMENTS...
     step "$name" "$run" scripts/benchmark.py "$@" --device cuda --json "$out/$name.json" --plot "$out/$name.png"
 }
 
-step tests "$run" -m pytest -q -p no:cacheprovider -m gpu -rP tests/gpu
-benchmark iteration-halfcheetah iteration --family halfcheetah-vel
-benchmark iteration-navigation iteration --family navigation-2d --meta-batch-size 20
-if [ -n "${QUICK:-}" ]; then
-    benchmark rollout-halfcheetah rollout --family halfcheetah-vel --worlds 64 1024 16384 --repeats 2
-    benchmark rollout-navigation rollout --family navigation-2d --worlds 1024 65536 --repeats 2
-else
-    benchmark rollout-halfcheetah rollout --family halfcheetah-vel
-    benchmark rollout-navigation rollout --family navigation-2d --worlds 1024 16384 131072 524288 1048576
-    # At 16,384 worlds or more, updating is to take no longer than sampling.
-    benchmark iteration-16384-worlds iteration --family halfcheetah-vel --meta-batch-size 64 --episodes-per-task 256
-    for seed in 0 1 2; do
-        rm -rf "$out/navigation-seed$seed"
-        step "train-navigation-seed$seed" "$run" scripts/train.py maml-trpo --family navigation-2d --device cuda \
-            --seed "$seed" --run-dir "$out/navigation-seed$seed"
-        step "evaluate-navigation-seed$seed" "$run" scripts/evaluate.py "$out/navigation-seed$seed"
-        step "draw-navigation-seed$seed" "$run" scripts/visualize.py "$out/navigation-seed$seed"
+compare() { # FIGURE FAMILY SEEDS ARGUMENTS...: the same runs on the GPU and on the CPU, and one figure of both
+    local figure=$1 family=$2 seeds=$3 runs=() device seed
+    shift 3
+    for device in cuda cpu; do
+        for seed in $seeds; do
+            local name=$figure-$device-seed$seed
+            rm -rf "${out:?}/$name"
+            step "train-$name" "$run" scripts/train.py maml-trpo --family "$family" --device "$device" --seed "$seed" \
+                --run-dir "$out/$name" "$@"
+            runs+=("$out/$name")
+        done
     done
-    rm -rf "$out/halfcheetah"
-    step train-halfcheetah "$run" scripts/train.py maml-trpo --family halfcheetah-vel@maml2017 --device cuda \
-        --iterations 100 --run-dir "$out/halfcheetah"
-    step evaluate-halfcheetah "$run" scripts/evaluate.py "$out/halfcheetah"
+    step "evaluate-$figure" "$run" scripts/evaluate.py "${runs[@]}" --device cpu --plot "$out/$figure.png" \
+        --json "$out/$figure.json"
+}
+parts=" ${PARTS:-tests benchmarks training} "
+
+if [[ $parts == *" tests "* ]]; then
+    step tests "$run" -m pytest -q -p no:cacheprovider -m gpu -rP tests/gpu
+fi
+if [[ $parts == *" benchmarks "* ]]; then
+    benchmark iteration-halfcheetah iteration --family halfcheetah-vel
+    benchmark iteration-navigation iteration --family navigation-2d --meta-batch-size 20
+    if [ -n "${QUICK:-}" ]; then
+        benchmark rollout-halfcheetah rollout --family halfcheetah-vel --worlds 64 1024 16384 --repeats 2
+        benchmark rollout-navigation rollout --family navigation-2d --worlds 1024 65536 --repeats 2
+    else
+        benchmark rollout-halfcheetah rollout --family halfcheetah-vel
+        benchmark rollout-navigation rollout --family navigation-2d --worlds 1024 16384 131072 524288 1048576
+        # At 16,384 worlds or more, updating is to take no longer than sampling.
+        benchmark iteration-16384-worlds iteration --family halfcheetah-vel --meta-batch-size 64 --episodes-per-task 256
+    fi
+fi
+if [[ $parts == *" training "* ]] && [ -z "${QUICK:-}" ]; then
+    compare navigation navigation-2d "0 1 2"
+    step draw-navigation "$run" scripts/visualize.py "$out/navigation-cuda-seed0"
+    compare halfcheetah halfcheetah-vel@maml2017 0 --iterations 100
 fi
 if [ ${#failed[@]} -gt 0 ]; then
     echo "FAILED: ${failed[*]} (output in $out)"
