@@ -1,9 +1,14 @@
 """The scripts with `--device cuda`, on the emulated device everywhere and on a real one with -m gpu."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 TINY = [
     *("--meta-batch-size", 4), *("--episodes-per-task", 2), *("--hidden-sizes", 8), *("--num-threads", 1),
@@ -60,3 +65,13 @@ def test_benchmarks_compare_the_loop_with_the_physics_and_the_cpu(family, run_sc
         rows = json.loads(table.read_text())
         assert [row["name"] for row in rows] == [f"{what}/{name}" for name in names]
         assert all(row["measured"] > 0 and row["limit"] > 0 for row in rows) and plot.stat().st_size > 5000
+
+
+def test_a_script_starts_on_the_emulated_device(tmp_path):
+    """The command of docs/gpu.md, as short as it goes."""
+    run = tmp_path / "run"
+    arguments = ["scripts/train.py", *map(str, TRAIN), "--iterations", "1", "--run-dir", str(run)]
+    command = [sys.executable, "-W", "error", "tests/gpu/emulate.py", *arguments]
+    process = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((run / "versions.json").read_text())[0]["gpu"] == "emulated"
