@@ -41,15 +41,13 @@ def generalized_advantages(
         gamma: Discount factor.
         gae_lambda: Lambda.
     """
-    rewards = torch.where(valid, rewards, 0.0)
     values = torch.where(valid, values, 0.0)
-    advantages = torch.empty_like(rewards)
-    running = torch.zeros_like(bootstrap_value)
-    next_value = bootstrap_value
-    for t in reversed(range(rewards.shape[-1])):
-        taken = valid[..., t]
-        delta = rewards[..., t] + gamma * next_value - values[..., t]
-        running = torch.where(taken, delta + gamma * gae_lambda * running, 0.0)
-        next_value = torch.where(taken, values[..., t], next_value)
-        advantages[..., t] = running
-    return advantages
+    is_last = valid & ~torch.nn.functional.pad(valid[..., 1:], (0, 1))
+    following = torch.where(is_last, bootstrap_value.unsqueeze(-1), torch.nn.functional.pad(values[..., 1:], (0, 1)))
+    deltas = torch.where(valid, rewards + gamma * following - values, 0.0)
+    # Time-major, so that the loop reads whole rows; in padding, which comes last, the sum stays 0.
+    running, sums = torch.zeros_like(bootstrap_value), []
+    for delta in reversed(deltas.movedim(-1, 0).contiguous().unbind()):
+        running = delta + gamma * gae_lambda * running
+        sums.append(running)
+    return torch.stack(sums[::-1]).movedim(0, -1).contiguous()
