@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated_cuda import emulated_cuda
+from emulated_cuda import emulated_cuda, register
 
 HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    register()  # here, as tests of other folders may run first in this process
 
 
 @pytest.fixture(

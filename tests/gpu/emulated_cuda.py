@@ -355,19 +355,22 @@ def _save(state: Any, *args: Any, _save: Any = torch.save, **kwargs: Any) -> Non
 
 
 @functools.cache
-def _register() -> None:
-    """Makes torch's C++ side accept tensors of the device. For the rest of the process: there is no way back."""
+def register() -> None:
+    """Makes torch's C++ side accept tensors of the device, for the rest of the process.
+
+    Before the first backward pass: the autograd engine looks for devices only once.
+    """
     _setup_privateuseone_for_python_backend("emulated")
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, "PrivateUse1")
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
-    _register.library = library  # its registrations go with it
+    register.library = library  # its registrations go with it
 
 
 @contextlib.contextmanager
 def emulated_cuda() -> Iterator[None]:
     """Gives torch, and Warp where it is installed, a CUDA device of the processor's making."""
-    _register()
+    register()
     replaced = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
