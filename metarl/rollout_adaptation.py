@@ -16,6 +16,7 @@ from metarl.collect import collect
 from metarl.noise import collection_noise
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.policy_gradient import PolicyInnerLoop
+from metarl.precision import no_tf32
 from metarl.samples import advantages, to_samples
 from metarl.types import BatchedEnv, Params, Rollout, Samples
 
@@ -61,6 +62,7 @@ class RolloutAdaptation:
 
 
 @one_intra_op_thread()
+@no_tf32()
 def adapt_on_rollouts(
     env: BatchedEnv,
     inner: PolicyInnerLoop,

@@ -6,10 +6,11 @@ cost more than they compute. Captured, the whole step is one launch, and nothing
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, final
 
 import torch
@@ -140,9 +141,25 @@ class StepGraph:
         return self._policy is policy and self._generation == env.memory_generation and same_params and same_noise
 
 
+_failed_graphs: list[torch.cuda.CUDAGraph] = []
+"""Kept for good: torch up to 2.11 leaves a failed capture's graph entered in its allocator, which goes on asking it."""
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collects garbage now and not inside the block: a graph that dies while another is captured may spoil it."""
+    gc.collect()  # graphs of environments that are gone also hold memory until their cycles are found
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _captured(env: CapturableEnv, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
     """`step` as a CUDA graph; None, with a warning that says why, where it cannot be captured."""
-    gc.collect()  # graphs of environments that are gone hold memory until their cycles are found
     current, stream = torch.cuda.current_stream(env.device), torch.cuda.Stream(env.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -151,13 +168,18 @@ def _captured(env: CapturableEnv, step: Callable[[], None]) -> torch.cuda.CUDAGr
     current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), env.capturing():
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            env.capturing(),
+        ):
             step()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         # A failing end of the capture leaves its stream current, and hides what had failed in it.
         torch.cuda.set_stream(current)
+        _failed_graphs.append(graph)
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__

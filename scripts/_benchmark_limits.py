@@ -190,6 +190,7 @@ def _warp_stepper(description: MujocoModel, start: State) -> Callable[[Tensor], 
         if views["overflow"].any():
             raise RuntimeError("The raw physics had no room for all contacts: its rate would mean nothing.")
 
+    vars(step_warp)["holds"] = warp_model, data  # a CUDA graph does not keep the arrays it was captured on
     return step_warp
 
 

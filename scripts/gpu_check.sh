@@ -63,6 +63,8 @@ source=()
     imageio-ffmpeg pytest || { echo "error: the missing packages could not be installed (see above)"; exit 2; }
 
 export PYTHONPATH=$PWD WARP_CACHE_PATH="$out/warp-cache"
+# Products of float32 numbers are meant to be that; NVIDIA's containers switch TF32 on.
+unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE
 failed=()
 step() { # NAME COMMAND...: runs it, keeps its output, goes on if it fails
     local name=$1

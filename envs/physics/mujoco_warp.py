@@ -60,6 +60,17 @@ _CONSTANTS = ("body_subtreemass", "body_invweight0", "dof_invweight0", "actuator
 """What `set_const` writes: one world's values would serve all if they were not listed as per-world."""
 
 
+_warp_streams: dict[int, Any] = {}
+"""Warp's objects for torch's streams, by handle. Kept for good: when one dies Warp forgets the stream, and torch hands
+out the same few streams over and over."""
+
+
+def _stream_of_warp(stream: torch.cuda.Stream) -> Any:
+    if stream.cuda_stream not in _warp_streams:
+        _warp_streams[stream.cuda_stream] = wp.stream_from_torch(stream)
+    return _warp_streams[stream.cuda_stream]
+
+
 def _start_warp() -> None:
     """Warp announces itself and every kernel it loads; only what is wrong is worth a line of a training's output."""
     if wp.config.log_level == wp.LOG_INFO:
@@ -114,9 +125,7 @@ class MujocoWarpSimulator:
         self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         self._warp_device = wp.device_from_torch(self.device)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        # Kept for good: Warp forgets a stream when the last it handed out for it dies.
-        self._warp_stream = wp.stream_from_torch(self._stream) if self._stream else None
-        self._capture_streams: list[Any] = []
+        self._warp_stream = _stream_of_warp(self._stream) if self._stream else None
         self.model = build_model(model)
         self._description = model
         if self.model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
@@ -221,8 +230,7 @@ class MujocoWarpSimulator:
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
         """Put around the body of a `torch.cuda.graph` that steps these worlds, so that Warp knows of the capture."""
-        stream = wp.stream_from_torch(torch.cuda.current_stream(self.device))
-        self._capture_streams.append(stream)
+        stream = _stream_of_warp(torch.cuda.current_stream(self.device))
         with wp.ScopedDevice(self._warp_device), wp.ScopedStream(stream, sync_enter=False):
             wp.capture_begin(stream=stream, force_module_load=False, external=True)
             try:

@@ -24,6 +24,7 @@ from metarl.metrics import rollout_metrics, step_size_metrics
 from metarl.noise import EVALUATION, TRAINING
 from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, one_intra_op_thread
 from metarl.policies import GaussianMLPPolicy
+from metarl.precision import no_tf32
 from metarl.rollout_adaptation import adapt_on_rollouts
 from metarl.types import Params, Policy, TaskFamily
 
@@ -151,6 +152,7 @@ class MetaLearner:
         return self.family.sample_tasks(size, "train", self.seed, start=self.iteration * size)
 
     @one_intra_op_thread()
+    @no_tf32()
     def iterate(self) -> dict[str, float]:
         """Runs one iteration and returns its metrics (docs/learners.md lists them)."""
         config = self.config

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from emulated_streams import Ledger, Stream, all_streams, current, default_stream, host, merge
+from emulated_streams import Ledger, Stream, all_streams, current, default_stream, host, merge, pooled_stream
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
@@ -39,10 +39,10 @@ ledger = Ledger()
 _sync_debug_mode = "default"
 
 WAITING = {
-    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2,
-    aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors, aten.bincount,
+    aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive,
+    aten._linalg_check_errors, aten.bincount,
 }  # fmt: skip
-"""Operations whose result, or its shape, the host has to know."""
+"""Operations whose effect, or the shape of whose result, the host has to know."""
 MOVING = {aten.copy_, aten._to_copy}
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm}
 """What tensor cores compute, from factors of 10 bits where TF32 is allowed."""
@@ -93,6 +93,8 @@ class Traits(NamedTuple):
     """Of each positional argument, whether it is written."""
     changes_by_name: frozenset[str]
     is_view: bool
+    answers: bool
+    """Whether it returns something to the host that is not a tensor."""
 
 
 @functools.cache
@@ -101,7 +103,8 @@ def _traits(func: Any) -> Traits:
     changes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
     named = frozenset(a.name for a, written in zip(arguments, changes, strict=True) if written)
     aliased = any(a.alias_info is not None and not a.alias_info.is_write for a in arguments)
-    return Traits(tuple(changes), named, aliased)
+    answers = any("Tensor" not in str(returned.type) for returned in func._schema.returns)
+    return Traits(tuple(changes), named, aliased, answers)
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
@@ -115,7 +118,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         _wait(f"{func}, a copy between host and device")
     elif any(x.ndim for x in plain) or (plain and any(traits.changes) and not isinstance(args[0], DeviceTensor)):
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got cuda:0 and cpu.")
-    if packet in WAITING or _has_mask_index(packet, args):
+    if packet in WAITING or traits.answers or _has_mask_index(packet, args) or _counts(func, kwargs):
         _wait(str(func))
     if any(isinstance(x, torch.Generator) and x.device.type != "cuda" for x in leaves):
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -125,7 +128,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
     changed = [x for x, c in zip(inner_args, traits.changes, strict=False) if c]
     changed = tree_leaves([changed, [v for k, v in inner_kwargs.items() if k in traits.changes_by_name]])
-    if packet in PRODUCTS and torch.backends.cuda.matmul.allow_tf32:
+    if packet in PRODUCTS and torch.backends.cuda.matmul.fp32_precision == "tf32":
         inner_args = (*inner_args[:-2], *(_tf32(x) for x in inner_args[-2:]))
     capture = current[0].capture
     if capture is not None:
@@ -136,7 +139,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         if not changed:
             ledger.born(made)
         if capture is not None:
-            capture.record(func, inner_args, inner_kwargs, [] if changed else made)
+            capture.record(func, inner_args, inner_kwargs, [] if changed else made, changed)
         else:
             ledger.access(current[0], _tensors((inner_args, inner_kwargs)), changed or made, func)
     if to_host:
@@ -151,7 +154,12 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 def _has_mask_index(packet: Any, args: Any) -> bool:
     if packet not in (aten.index, aten.index_put, aten.index_put_):
         return False
-    return any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in args[1])
+    return any(isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+
+
+def _counts(func: Any, kwargs: Any) -> bool:
+    """Whether the length of the result is a sum on the device."""
+    return func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
 
 
 def _tf32(x: torch.Tensor) -> torch.Tensor:
@@ -259,8 +267,8 @@ class CUDAGraph:
         """What records Warp's launches, while Warp knows of the capture."""
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global", **_: Any) -> None:
-        if current[0].legacy:
-            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        if current[0].legacy or current[0].capture is not None:
+            raise RuntimeError("CUDA graphs must be captured on a stream of their own, one at a time.")
         self._stream = current[0]
         self._stream.capture = self
 
@@ -285,14 +293,15 @@ class CUDAGraph:
             if storage._cdata not in self._owned:
                 self._before.setdefault(storage._cdata, (storage, storage.clone()))
 
-    def record(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor]) -> None:
-        """Notes an operation; `made` are its new tensors, none where it changed old ones."""
+    def record(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor], changed: list[torch.Tensor]) -> None:
+        """Notes an operation, which either made new tensors or changed old ones."""
         if any(isinstance(x, torch.Generator) for x in tree_leaves((args, kwargs))):
             raise RuntimeError("A generator that is not registered with the graph must not be used during capture.")
         for tensor in made:
             self.own(tensor)
         leaves, structure = tree_flatten((args, kwargs))
         handles = [self._handle(x) if isinstance(x, torch.Tensor) else x for x in leaves]
+        written = [i for i, x in enumerate(leaves) if any(x is y for y in changed)]
 
         def repeat() -> None:
             again = [x.tensor() if isinstance(x, _Outside) else x for x in handles]
@@ -302,7 +311,7 @@ class CUDAGraph:
                 for target, value in zip(made, _tensors(result), strict=True):
                     target.copy_(value)
             used = [x for x in again if isinstance(x, torch.Tensor)]
-            ledger.access(current[0], used, made or used[:1], func)
+            ledger.access(current[0], used, made or [again[i] for i in written], func)
 
         self.add(repeat)
 
@@ -376,7 +385,7 @@ def emulated_cuda() -> Iterator[None]:
         "current_device": lambda: 0,
         "device_count": lambda: 1,
         "get_device_name": lambda device=None: "emulated",
-        "Stream": Stream,
+        "Stream": pooled_stream,
         "CUDAGraph": CUDAGraph,
         "current_stream": lambda device=None: current[0],
         "default_stream": lambda device=None: default_stream,

@@ -39,9 +39,6 @@ class Stream:
             raise RuntimeError("CUDA error: dependency created on uncaptured work in another stream")
         merge(self.seen, other)
 
-    def synchronize(self) -> None:
-        merge(host.seen, self)
-
 
 def merge(seen: defaultdict[Stream, int], stream: Stream) -> None:
     """Whoever has `seen` may from now on rely on everything that is in the stream, and on what that relies on."""
@@ -94,6 +91,14 @@ class Ledger:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+_pool = itertools.cycle([Stream() for _ in range(32)])
+
+
+def pooled_stream(device: Any = None, priority: int = 0) -> Stream:
+    """What `torch.cuda.Stream()` gives: one of the same few, over and over."""
+    return next(_pool)
 
 
 default_stream = Stream(legacy=True)

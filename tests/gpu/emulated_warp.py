@@ -1,6 +1,7 @@
 """Warp beside the emulated device: its arrays are the device's tensors, its launches belong to streams and to graphs.
 
-Warp's kernels run on its own CPU device. A launch counts as work on every array that torch shares with Warp.
+Warp's kernels run on its own CPU device. A launch counts as work on every array that torch shares with Warp. A graph of
+Warp's CPU device keeps the arrays it was captured on, as one of CUDA does not: that is not checked here.
 """
 
 from __future__ import annotations
