@@ -8,7 +8,7 @@ the CPU's kernels, but they keep a GPU's rules, and breaking one is a RuntimeErr
   captured, and under `torch.cuda.set_sync_debug_mode("error")`;
 - work on one stream does not rely on another's without having waited for it (`emulated_streams`);
 - capturing computes nothing; a captured graph repeats its operations on the memory they saw, whatever Python has done
-  since, what they made is its own, and it must not touch memory that has been freed.
+  since, what they made is its own, and it must not touch memory that has been freed (`emulated_graphs`).
 
 Warp's arrays and launches take part, on Warp's own CPU device (`emulated_warp`). What cannot be seen here is anything
 of the real thing: speed, memory, the order of sums, compilers and drivers.
@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from emulated_streams import Ledger, Stream, all_streams, current, default_stream, host, merge, pooled_stream
-from torch.multiprocessing.reductions import StorageWeakRef
+from emulated_graphs import CUDAGraph, tensors_in
+from emulated_streams import Stream, all_streams, current, default_stream, host, ledger, merge, pooled_stream
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -35,7 +34,6 @@ CUDA = torch.device("cuda", 0)
 INNER = torch.device("privateuseone", 0)
 """What the C++ side of torch takes the device for: the kind that torch keeps for devices it does not know."""
 
-ledger = Ledger()
 _sync_debug_mode = "default"
 
 WAITING = {
@@ -134,21 +132,17 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if capture is not None:
         capture.before(changed)
     out = func(*inner_args, **inner_kwargs)
-    made = _tensors(out)
+    made = tensors_in(out)
     if not traits.is_view:
         if not changed:
             ledger.born(made)
         if capture is not None:
             capture.record(func, inner_args, inner_kwargs, [] if changed else made, changed)
         else:
-            ledger.access(current[0], _tensors((inner_args, inner_kwargs)), changed or made, func)
+            ledger.access(current[0], tensors_in((inner_args, inner_kwargs)), changed or made, func)
     if to_host:
         return out
     return tree_map_only(torch.Tensor, lambda x: owners[id(x)] if id(x) in owners else DeviceTensor(x), out)
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def _has_mask_index(packet: Any, args: Any) -> bool:
@@ -234,104 +228,6 @@ class Generator(torch.Generator):
     device = property(lambda self: self._device)
 
 
-@dataclass(frozen=True)
-class _Outside:
-    """Memory that a graph found when it was captured. It does not keep it alive."""
-
-    storage: StorageWeakRef
-    dtype: torch.dtype
-    place: tuple[int, torch.Size, tuple[int, ...]]
-    """Offset, shape and strides."""
-
-    @staticmethod
-    def of(tensor: torch.Tensor) -> _Outside:
-        place = (tensor.storage_offset(), tensor.shape, tensor.stride())
-        return _Outside(StorageWeakRef(tensor.untyped_storage()), tensor.dtype, place)
-
-    def tensor(self) -> torch.Tensor:
-        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
-        if storage is None:
-            raise RuntimeError("CUDA error: the graph uses memory that has been freed since it was captured.")
-        return torch.empty(0, dtype=self.dtype).set_(storage, *self.place)
-
-
-class CUDAGraph:
-    """Records operations while it is captured, without their effects, and repeats them."""
-
-    def __init__(self, keep_graph: bool = False) -> None:
-        self._steps: list[Callable[[], None]] = []
-        self._owned: dict[int, torch.Tensor] = {}
-        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self.invalid = False
-        self.warp: Any = None
-        """What records Warp's launches, while Warp knows of the capture."""
-
-    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global", **_: Any) -> None:
-        if current[0].legacy or current[0].capture is not None:
-            raise RuntimeError("CUDA graphs must be captured on a stream of their own, one at a time.")
-        self._stream = current[0]
-        self._stream.capture = self
-
-    def capture_end(self) -> None:
-        self._stream.capture = None
-        for storage, before in self._before.values():
-            storage.copy_(before)
-        for made in self._owned.values():
-            if made.is_floating_point():
-                made.fill_(torch.nan)  # nothing has been computed yet
-        if self.invalid:
-            self._steps.clear()
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-
-    def own(self, made: torch.Tensor) -> None:
-        self._owned[made.untyped_storage()._cdata] = made
-
-    def before(self, changed: list[torch.Tensor]) -> None:
-        """Keeps what an operation is about to overwrite: a capture has no effects."""
-        for tensor in changed:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._owned:
-                self._before.setdefault(storage._cdata, (storage, storage.clone()))
-
-    def record(self, func: Any, args: Any, kwargs: Any, made: list[torch.Tensor], changed: list[torch.Tensor]) -> None:
-        """Notes an operation, which either made new tensors or changed old ones."""
-        if any(isinstance(x, torch.Generator) for x in tree_leaves((args, kwargs))):
-            raise RuntimeError("A generator that is not registered with the graph must not be used during capture.")
-        for tensor in made:
-            self.own(tensor)
-        leaves, structure = tree_flatten((args, kwargs))
-        handles = [self._handle(x) if isinstance(x, torch.Tensor) else x for x in leaves]
-        written = [i for i, x in enumerate(leaves) if any(x is y for y in changed)]
-
-        def repeat() -> None:
-            again = [x.tensor() if isinstance(x, _Outside) else x for x in handles]
-            again_args, again_kwargs = tree_unflatten(again, structure)
-            result = func(*again_args, **again_kwargs)
-            if made:
-                for target, value in zip(made, _tensors(result), strict=True):
-                    target.copy_(value)
-            used = [x for x in again if isinstance(x, torch.Tensor)]
-            ledger.access(current[0], used, made or [again[i] for i in written], func)
-
-        self.add(repeat)
-
-    def add(self, step: Callable[[], None]) -> None:
-        """Notes anything that is to happen at this point of a replay."""
-        if self.warp is not None:
-            self.warp.cut(self._steps)
-        self._steps.append(step)
-
-    def _handle(self, tensor: torch.Tensor) -> torch.Tensor | _Outside:
-        return tensor if tensor.untyped_storage()._cdata in self._owned else _Outside.of(tensor)
-
-    def replay(self) -> None:
-        if not self._steps:
-            raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
-        with torch._C.DisableTorchFunction():
-            for step in self._steps:
-                step()
-
-
 @contextlib.contextmanager
 def _stream(stream: Stream | None) -> Iterator[None]:
     before = current[0]
@@ -359,8 +255,8 @@ def _set_sync_debug_mode(mode: str) -> None:
     _sync_debug_mode = mode
 
 
-def _save(state: Any, *args: Any, _save: Any = torch.save, **kwargs: Any) -> None:
-    _save(tree_map_only(DeviceTensor, lambda x: x.cpu(), state), *args, **kwargs)
+def _save(state: Any, *args: Any, save: Any = torch.save, **kwargs: Any) -> None:
+    save(tree_map_only(DeviceTensor, lambda x: x.cpu(), state), *args, **kwargs)
 
 
 @functools.cache

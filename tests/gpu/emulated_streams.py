@@ -93,6 +93,7 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+ledger = Ledger()
 _pool = itertools.cycle([Stream() for _ in range(32)])
 
 

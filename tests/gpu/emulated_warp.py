@@ -31,8 +31,8 @@ _originals = {
 
 def _to_torch(array: Any, **options: Any) -> torch.Tensor:
     tensor = emulated_cuda.DeviceTensor(_originals["to_torch"](array, **options))
-    emulated_cuda.ledger.born([tensor.host])
-    emulated_cuda.ledger.access(_current[0], [], [tensor.host], "Warp's making of an array")
+    emulated_streams.ledger.born([tensor.host])
+    emulated_streams.ledger.access(_current[0], [], [tensor.host], "Warp's making of an array")
     _shared.add(tensor)
     return tensor
 
@@ -49,7 +49,7 @@ def _work(what: str) -> None:
     capture = emulated_streams.current[0].capture
     if capture is None:
         touched = [tensor.host for tensor in _shared]
-        emulated_cuda.ledger.access(_current[0], touched, touched, what)
+        emulated_streams.ledger.access(_current[0], touched, touched, what)
     elif capture.warp is None or _current[0].capture is not capture:
         raise RuntimeError(f"{what} is not part of the graph that torch is capturing: Warp is on another stream.")
     else:
@@ -130,7 +130,7 @@ class _Segments:
 
         def repeat() -> None:
             touched = [tensor.host for tensor in _shared]
-            emulated_cuda.ledger.access(emulated_streams.current[0], touched, touched, "a Warp kernel of a graph")
+            emulated_streams.ledger.access(emulated_streams.current[0], touched, touched, "a Warp kernel of a graph")
             _originals["capture_launch"](graph)
 
         steps.append(repeat)

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from emulated_cuda import CUDAGraph
+from emulated_graphs import CUDAGraph
 
 import envs
 from envs.batched_env import BatchedEnv
@@ -112,12 +112,13 @@ def test_a_graph_reads_its_views_where_they_lie():
 
 
 def test_a_graph_does_not_keep_what_it_was_captured_on():
-    memory = {"x": torch.ones(3, device="cuda")}
-    out = torch.zeros(3, device="cuda")
-    graph = captured(lambda: out.copy_(memory["x"]))
-    memory["x"] = torch.zeros(3, device="cuda")
-    with pytest.raises(RuntimeError, match="freed"):
+    for freed in ("read", "written"):
+        memory = {name: torch.ones(3, device="cuda") for name in ("read", "written")}
+        graph = captured(lambda memory=memory: memory["written"].copy_(memory["read"]))
         graph.replay()
+        memory[freed] = torch.zeros(3, device="cuda")
+        with pytest.raises(RuntimeError, match="freed"):
+            graph.replay()
     with pytest.raises(RuntimeError, match="without a preceding"):
         CUDAGraph().replay()
 
