@@ -96,8 +96,8 @@ def configured(arguments: Arguments) -> TrainConfig:
         )
     if arguments.what == "gradients" and (arguments.device != "cpu" or arguments.plot):
         raise UserError("gradients are measured on the CPU and have no plot; leave out --device and --plot.")
-    if arguments.what == "gradients" and arguments.backend != "auto":
-        raise UserError(f"--backend is {arguments.backend}; gradients take the CPU's own physics.")
+    if arguments.what not in ("rollout", "update") and arguments.backend != "auto":
+        raise UserError(f"--backend is {arguments.backend}; {arguments.what} takes the physics of its --device.")
     if arguments.what == "fewshot" and (arguments.device != "cpu" or arguments.plot):
         raise UserError("fewshot is measured on the CPU and has no plot; leave out --device and --plot.")
     if arguments.run and arguments.what != "gradients":

@@ -15,16 +15,36 @@ case ${1:-} in -*)
     exit 0
     ;;
 esac
+if [ $# -gt 1 ]; then
+    echo "error: one folder is taken, not $#: $*"
+    exit 2
+fi
+parts=" ${PARTS:-tests benchmarks training} "
+for part in $parts; do
+    case $part in
+    tests | benchmarks) ;;
+    training)
+        if [ -n "${QUICK:-}" ] && [ "$parts" = " training " ]; then
+            echo "error: QUICK=1 leaves the training out, and PARTS names nothing else."
+            exit 2
+        fi
+        ;;
+    *) echo "error: PARTS is '$PARTS'; it holds tests, benchmarks and training, separated by spaces."; exit 2 ;;
+    esac
+done
 # Folders are meant from where the caller is; the rest happens in the clone.
 out=$(realpath -m "${1:-gpu-check}")
 [ -z "${WHEELS:-}" ] || WHEELS=$(realpath -m "$WHEELS")
 python=${PYTHON:-python3}
 case $python in */*) python=$(realpath -s "$python") ;; esac
+command -v "$python" >/dev/null || { echo "error: there is no interpreter '$python'; name one with torch: PYTHON=..."; exit 2; }
 cd "$(dirname "$0")/.."
 
 "$python" - <<'CHECK' || exit 2
 import sys
 
+if sys.version_info < (3, 11):
+    sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; metarl needs 3.11 or later.")
 try:
     import torch
 except ImportError:
@@ -94,8 +114,6 @@ compare() { # FIGURE FAMILY SEEDS ARGUMENTS...: the same runs on the GPU and on 
     step "evaluate-$figure" "$run" scripts/evaluate.py "${runs[@]}" --device cpu --plot "$out/$figure.png" \
         --json "$out/$figure.json"
 }
-parts=" ${PARTS:-tests benchmarks training} "
-
 if [[ $parts == *" tests "* ]]; then
     step tests "$run" -m pytest -q -p no:cacheprovider -m gpu -rP tests/gpu
 fi

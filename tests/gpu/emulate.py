@@ -10,8 +10,12 @@ from pathlib import Path
 from emulated_cuda import emulated_cuda
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0)
+    if not Path(sys.argv[1]).is_file():
+        print(f"error: there is no script {sys.argv[1]}.", file=sys.stderr)
+        sys.exit(2)
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     with emulated_cuda():
