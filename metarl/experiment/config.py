@@ -105,8 +105,8 @@ def check_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu (a run begun on a GPU "
-            "resumes on one only), or install torch's CUDA build (README, section Install)."
+            f"--device cuda: torch {torch.__version__} finds no CUDA device here; use --device cpu (a run begun on a "
+            "GPU resumes on one only), or install torch's CUDA build (README, section Install)."
         )
 
 
