@@ -11,12 +11,12 @@ import torch
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 TINY = [
-    *("--meta-batch-size", 4), *("--episodes-per-task", 2), *("--hidden-sizes", 8), *("--num-threads", 1),
+    *("--meta-batch-size", 2), *("--episodes-per-task", 2), *("--hidden-sizes", 8), *("--num-threads", 1),
     *("--device", "cuda"),
 ]  # fmt: skip
 TRAIN = [
     *("maml-trpo", "--family", "navigation-2d", "--steps-per-task", 0, "--cg-iters", 3, "--num-inner-steps", 1),
-    *("--step-weights", "--validation.every", 2, "--validation.num-tasks", 2, *TINY),
+    *("--step-weights", "--validation.every", 1, "--validation.num-tasks", 2, *TINY),
 ]  # fmt: skip
 
 
@@ -32,9 +32,9 @@ def test_a_run_trains_resumes_is_evaluated_and_drawn(run_script, tmp_path):
         code, out, err = run_script(*arguments)
         assert code == 0, out + err
 
-    succeed("train", *TRAIN, "--iterations", 3, "--run-dir", whole)
-    succeed("train", *TRAIN, "--iterations", 2, "--run-dir", cut)
-    succeed("train", "--resume", cut, "--iterations", 3)
+    succeed("train", *TRAIN, "--iterations", 2, "--run-dir", whole)
+    succeed("train", *TRAIN, "--iterations", 1, "--run-dir", cut)
+    succeed("train", "--resume", cut, "--iterations", 2)
     assert all(line["nonfinite_steps"] == 0 and line["skipped_updates"] == 0 for line in untimed_metrics(whole))
     # To rounding, not to the bit as on the CPU: a resumed run's parameters lie elsewhere in memory.
     for resumed, unbroken in zip(untimed_metrics(cut), untimed_metrics(whole), strict=True):
@@ -53,10 +53,10 @@ def test_a_run_trains_resumes_is_evaluated_and_drawn(run_script, tmp_path):
 def test_benchmarks_compare_the_loop_with_the_physics_and_the_cpu(family, run_script, tmp_path):
     if family == "halfcheetah-vel":
         pytest.importorskip("mujoco_warp")
-    for what, arguments, names in (
-        ("rollout", ("--worlds", 4, 8), ["open_loop", "closed_loop"] * 2 + ["cpu"]),
-        ("iteration", (), ["sampling", "update", "total"]),
-    ):
+    cases = [("rollout", ("--worlds", 4), ["open_loop", "closed_loop", "cpu"])]
+    if family == "navigation-2d":  # the other takes half a minute on the emulated device and shows no more
+        cases.append(("iteration", (), ["sampling", "update", "total"]))
+    for what, arguments, names in cases:
         table, plot = tmp_path / f"{what}.json", tmp_path / f"{what}.png"
         code, out, err = run_script(
             "benchmark", what, "--family", family, *arguments, *TINY, "--repeats", 1, "--json", table, "--plot", plot
