@@ -26,7 +26,7 @@ import torch
 from emulated_graphs import CUDAGraph, tensors_in
 from emulated_streams import Stream, all_streams, current, default_stream, host, ledger, merge, pooled_stream
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
@@ -161,11 +161,15 @@ def _tf32(x: torch.Tensor) -> torch.Tensor:
     return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32) if x.dtype == torch.float32 else x
 
 
-def _wait(what: str) -> None:
-    """The host waits for the current stream."""
+def _refuse_in_capture(what: str) -> None:
     if current[0].capture is not None:
         current[0].capture.invalid = True
         raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+
+
+def _wait(what: str) -> None:
+    """The host waits for the current stream."""
+    _refuse_in_capture(what)
     if _sync_debug_mode == "error":
         raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
     merge(host.seen, current[0])
@@ -203,10 +207,7 @@ class _Placement(TorchFunctionMode):
             args = tuple(INNER if _is_cuda(x) else x for x in args)
         if _is_cuda(asked):
             kwargs["device"] = INNER
-        flat, structure = tree_flatten((args, kwargs))
-        args, kwargs = tree_unflatten(
-            [INNER if isinstance(x, torch.device) and _is_cuda(x) else x for x in flat], structure
-        )
+        args, kwargs = tree_map_only(torch.device, lambda x: INNER if _is_cuda(x) else x, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -243,9 +244,7 @@ def _set_stream(stream: Stream) -> None:
 
 
 def _synchronize(device: Any = None) -> None:
-    if current[0].capture is not None:
-        current[0].capture.invalid = True
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing (synchronize)")
+    _refuse_in_capture("synchronize")
     for stream in list(all_streams):
         merge(host.seen, stream)
 

@@ -21,11 +21,10 @@ class Stream:
     """A queue of work. `torch.cuda.Stream()` makes one that nothing orders against the others.
 
     Args:
-        device: Not read; there is one device.
         legacy: Whether it orders itself against the default stream, as streams not made by torch do.
     """
 
-    def __init__(self, device: Any = None, priority: int = 0, *, legacy: bool = False) -> None:
+    def __init__(self, legacy: bool = False) -> None:
         self.cuda_stream = next(_handles)
         self.legacy = legacy
         self.now = 0

@@ -44,26 +44,29 @@ def _from_torch(tensor: torch.Tensor, **options: Any) -> Any:
     return _originals["from_torch"](tensor.host, **options)
 
 
+def _touch_everything(stream: Stream, what: str) -> None:
+    """Work of Warp on a stream: nobody knows on which arrays, so on all that torch can see."""
+    touched = [tensor.host for tensor in _shared]
+    emulated_streams.ledger.access(stream, touched, touched, what)
+
+
 def _work(what: str) -> None:
     """Notes work of Warp on its current stream."""
     capture = emulated_streams.current[0].capture
     if capture is None:
-        touched = [tensor.host for tensor in _shared]
-        emulated_streams.ledger.access(_current[0], touched, touched, what)
+        _touch_everything(_current[0], what)
     elif capture.warp is None or _current[0].capture is not capture:
         raise RuntimeError(f"{what} is not part of the graph that torch is capturing: Warp is on another stream.")
     else:
         capture.warp.launched = True
 
 
-def _launch(*args: Any, **kwargs: Any) -> Any:
-    _work("a Warp kernel")
-    return _originals["launch"](*args, **kwargs)
+def _noting(launch: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        _work("a Warp kernel")
+        return launch(*args, **kwargs)
 
-
-def _launch_tiled(*args: Any, **kwargs: Any) -> Any:
-    _work("a Warp kernel")
-    return _originals["launch_tiled"](*args, **kwargs)
+    return noted
 
 
 def _capture_launch(graph: Any, stream: Stream | None = None) -> None:
@@ -129,8 +132,7 @@ class _Segments:
         graph = _originals["capture_end"]()
 
         def repeat() -> None:
-            touched = [tensor.host for tensor in _shared]
-            emulated_streams.ledger.access(emulated_streams.current[0], touched, touched, "a Warp kernel of a graph")
+            _touch_everything(emulated_streams.current[0], "a Warp kernel of a graph")
             _originals["capture_launch"](graph)
 
         steps.append(repeat)
@@ -154,8 +156,8 @@ def emulated_warp() -> Iterator[None]:
     replaced = {
         "to_torch": _to_torch,
         "from_torch": _from_torch,
-        "launch": _launch,
-        "launch_tiled": _launch_tiled,
+        "launch": _noting(_originals["launch"]),
+        "launch_tiled": _noting(_originals["launch_tiled"]),
         "capture_launch": _capture_launch,
         "capture_begin": _capture_begin,
         "capture_end": _capture_end,

@@ -55,8 +55,8 @@ def no_fallback_warning():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_replayed_episode_is_the_eager_one(name):
-    family, env, policy, params = set_up(name, "cuda", horizon=10)
+def test_a_replayed_episode_is_the_eager_one(name, device):
+    family, env, policy, params = set_up(name, "cuda", horizon=20)
     noise = torch.randn(env.horizon, TASKS, EPISODES, family.action_dim, device="cuda")
     live = torch.ones(TASKS, EPISODES, dtype=torch.bool, device="cuda")
     captured = StepGraph(env, policy, params, noise)
@@ -69,10 +69,11 @@ def test_a_replayed_episode_is_the_eager_one(name):
         assert torch.isfinite(last).all()
     # On a GPU atomics make the order of contacts, and so the last bits, a matter of chance, which contacts amplify: in
     # three steps not far, in ten not far in most worlds.
+    repeatable = 20 if device == "emulated" else 3
     for other in records[1:]:
         for a, b in zip(records[0], other, strict=True):
-            torch.testing.assert_close(a[:3], b[:3], rtol=1e-3, atol=2e-3)
-            assert (a - b).abs().amax((0, -1)).median() < 2e-3
+            torch.testing.assert_close(a[:repeatable], b[:repeatable], rtol=1e-3, atol=1e-3)
+            assert (a - b)[:10].abs().amax((0, -1)).median() < 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -93,8 +94,8 @@ def test_the_gpu_steps_as_the_cpu_does(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES[:2])
-def test_nothing_waits_inside_an_episode(name):
-    family, env, policy, params = set_up(name, "cuda", horizon=20)
+def test_nothing_waits_inside_an_episode(name, device):
+    family, env, policy, params = set_up(name, "cuda", horizon=20 if device == "emulated" else None)
     noise = torch.randn(env.horizon, TASKS, EPISODES, family.action_dim, device="cuda")
     live = torch.ones(TASKS, EPISODES, dtype=torch.bool, device="cuda")
     graph = StepGraph(env, policy, params, noise)
@@ -139,11 +140,14 @@ def test_an_update_from_the_same_rollouts_gives_the_same_parameters(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES[:2])
-def test_training_learns_from_end_to_end(name):
+def test_training_learns_from_end_to_end(name, device):
+    tasks, episodes, iterations = (4, 5, 2) if device == "emulated" else (8, 10, 3)
     family = envs.make(name)
     policy = GaussianMLPPolicy(family.observation_dim, family.action_dim, (32, 32))
-    learner = MetaLearner(family, policy, LearnerConfig(meta_batch_size=4, episodes_per_task=5), device="cuda")
-    metrics = [learner.iterate() for _ in range(2)]
+    learner = MetaLearner(
+        family, policy, LearnerConfig(meta_batch_size=tasks, episodes_per_task=episodes), device="cuda"
+    )
+    metrics = [learner.iterate() for _ in range(iterations)]
     assert all(m["nonfinite_steps"] == 0 and m["line_search/accepted"] for m in metrics)
     assert all(value.is_cuda for value in learner.params.values())
     agent = learner.adapt(family.sample_tasks(1)[0], episodes=4)
