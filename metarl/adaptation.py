@@ -15,7 +15,8 @@ with d theta_k / d theta_0 = prod_{j<k} (I - A_j H_j), H_j the Hessian of the in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, final
 
 import torch
@@ -63,17 +64,42 @@ def adapt(
         chunks: How to split tasks over threads where nothing has to be differentiable.
 
     Raises:
-        ValueError: If the number of steps is unknown or contradicts the number of batches or step sizes, or if the
-            mask names something that is no parameter.
+        ValueError: If the number of steps is unknown, negative, or contradicts the number of batches or step sizes, if
+            the mask names something that is no parameter, or if the loss is not one number per task.
     """
+    return list(
+        inner_steps(
+            params,
+            batches,
+            loss,
+            inner_lr=inner_lr,
+            num_steps=num_steps,
+            first_order=first_order,
+            mask=mask,
+            chunks=chunks,
+        )
+    )
+
+
+def inner_steps(
+    params: Params,
+    batches: Sequence[Batch] | Callable[[Params, int], Batch],
+    loss: Loss,
+    *,
+    inner_lr: InnerLR,
+    num_steps: int | None = None,
+    first_order: bool = False,
+    mask: Mapping[str, bool] | None = None,
+    chunks: TaskChunks | None = None,
+) -> Iterator[Params]:
+    """theta_0, ..., theta_K one after the other, as they are made; everything else as `adapt`, which keeps them all."""
     num_steps = _number_of_steps(batches, inner_lr, num_steps)
     if unknown := sorted(set(mask or ()) - set(params)):
         raise ValueError(f"mask names {', '.join(unknown)}; the parameters are {', '.join(params)}.")
     adapted = [name for name in params if _is_adapted(name, mask)]
     differentiable = _requires_grad(params) or _is_learned(inner_lr)
-    trajectory = [params]
-    for k in range(num_steps):
-        theta = trajectory[-1]
+
+    def step(theta: Params, k: int) -> Params:
         batch = batches(theta, k) if callable(batches) else batches[k]
         lr = _step_size(inner_lr, k)
         if chunks is not None and not differentiable:
@@ -83,8 +109,9 @@ def adapt(
             )
         else:
             gradient = _gradient(loss, theta, batch, adapted, create_graph=differentiable and not first_order)
-        trajectory.append(theta | {name: theta[name] - lr(name) * gradient[name] for name in adapted})
-    return trajectory
+        return theta | {name: theta[name] - lr(name) * gradient[name] for name in adapted}
+
+    return itertools.accumulate(range(num_steps), step, initial=params)
 
 
 @final
@@ -202,8 +229,11 @@ def _gradient(loss: Loss, params: Params, batch: Any, names: list[str], create_g
             n: value if value.requires_grad else value.detach().requires_grad_(create_graph or n in names)
             for n, value in params.items()
         }
+        losses, num_tasks = loss(params, batch), len(params[names[0]])
+        if losses.shape != (num_tasks,):
+            raise ValueError(f"The inner loss has shape {list(losses.shape)}; it must be [task] = [{num_tasks}].")
         gradients = torch.autograd.grad(
-            loss(params, batch).sum(), [params[n] for n in names], create_graph=create_graph, materialize_grads=True
+            losses.sum(), [params[n] for n in names], create_graph=create_graph, materialize_grads=True
         )
     return dict(zip(names, gradients, strict=True))
 
@@ -236,7 +266,10 @@ def _number_of_steps(batches: Any, inner_lr: InnerLR, num_steps: int | None) -> 
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{what} is {count}" for what, count in counts.items())
         raise ValueError(f"adapt() cannot tell how many inner steps to take: {said}.")
-    return next(iter(counts.values()))
+    count = next(iter(counts.values()))
+    if count < 0:
+        raise ValueError(f"num_steps is {count}; it must be zero or more.")
+    return count
 
 
 def _step_size(inner_lr: InnerLR, k: int) -> Callable[[str], float | Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import nn
-from torch.func import functional_call
 
+from metarl.functional import call, constants
+from metarl.ops.tree import all_finite
 from metarl.types import Params, Policy
 
 
@@ -19,11 +19,21 @@ class Agent:
     Args:
         policy: The policy module.
         params: Parameters of one task, without a task axis.
+
+    Attributes:
+        constants: What else the policy computes with (buffers, frozen parameters), as it was when the agent was made.
+
+    Raises:
+        ValueError: If a parameter is not finite.
     """
 
     def __init__(self, policy: Policy, params: Params) -> None:
+        if not all_finite(params):
+            raise ValueError("An agent was given parameters that are not all finite.")
         self.policy = policy
         self.params = params
+        like = next(iter(params.values()))
+        self.constants = {name: value.to(like.device, copy=True) for name, value in constants(policy).items()}
 
     @torch.no_grad()
     def act(self, observation: Any, generator: torch.Generator | None = None) -> np.ndarray:
@@ -35,7 +45,7 @@ class Agent:
         """
         parameter = next(iter(self.params.values()))
         observations = torch.as_tensor(np.asarray(observation), dtype=parameter.dtype, device=parameter.device)
-        dist_params = functional_call(cast(nn.Module, self.policy), self.params, (observations,))
+        dist_params = call(self.policy, self.constants | self.params, observations)
         distribution = self.policy.distribution
         if generator is None:
             return distribution.mode(dist_params).cpu().numpy()

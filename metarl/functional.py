@@ -1,16 +1,22 @@
-"""Modules as functions of their parameters, one set per task."""
+"""Modules as functions of their parameters, one set per task.
+
+What is learnt of a module are its parameters that require a gradient; they are passed to every call. Everything else,
+its buffers (the statistics of a running normaliser, say) and its frozen parameters, are *constants*: a call reads them
+from the module as they are at that moment, so that what acts, what is trained and what is saved are the same function.
+"""
 
 from __future__ import annotations
 
 import copy
-import functools
-import threading
+import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarl.types import Params
 
@@ -21,40 +27,157 @@ class HasParameters(Protocol):
     def named_parameters(self) -> Any: ...
 
 
-@functools.lru_cache(maxsize=32)
-def per_task(module: HasParameters) -> Callable[[Params, Tensor], Any]:
-    """The module as a function `(params [task, ...], inputs [task, ...]) -> outputs [task, ...]`.
-
-    All tasks at once: by the module itself if it says that it takes a leading task axis, else by `vmap`. A single task
-    is the plain call of a module without a task axis: vmapped convolutions run at half their speed on a CPU.
-
-    `params` may hold the module's buffers too; those that the call changes (running statistics) are changed in place.
-
-    Safe to call from several threads: `functional_call` swaps a module's parameters while it runs, so each thread gets
-    its own copy of the module to swap them in.
-    """
-    local = threading.local()
-
-    def call(params: Params, inputs: Tensor) -> Any:
-        if not hasattr(local, "module"):
-            local.module = copy.deepcopy(cast(nn.Module, module))
-        return functional_call(local.module, params, (inputs,))
-
-    def without_task_axis(params: Params, inputs: Tensor) -> Any:
-        if len(inputs) > 1:
-            return vmap(call)(params, inputs)
-        return tree_map(
-            lambda out: out.unsqueeze(0), call({name: v.squeeze(0) for name, v in params.items()}, inputs[0])
-        )
-
-    return call if getattr(module, "takes_task_axis", False) else without_task_axis
+def trainable_params(module: HasParameters) -> Params:
+    """The module's own parameters that require a gradient, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
 
 
 def initial_params(module: HasParameters) -> Params:
-    """A detached copy of the module's parameters by name."""
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
+    """A detached copy of the module's parameters that require a gradient, by name: what learning starts from."""
+    return {name: value.detach().clone() for name, value in trainable_params(module).items()}
 
 
 def initial_buffers(module: HasParameters) -> Params:
     """A copy of the module's buffers by name, such as the running statistics of batch normalisation."""
     return {name: value.detach().clone() for name, value in cast(nn.Module, module).named_buffers()}
+
+
+def constants(module: HasParameters) -> Params:
+    """The module's own tensors that are not learnt, by name: buffers, and parameters without `requires_grad`."""
+    frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
+    return dict(cast(nn.Module, module).named_buffers()) | frozen
+
+
+def load_constants(module: HasParameters, saved: Params) -> None:
+    """Gives the module's constants the values that `constants` had."""
+    for name, value in constants(module).items():
+        value.copy_(saved[name])
+
+
+def call(module: HasParameters, params: Params, inputs: Tensor) -> Any:
+    """The module's outputs under other parameters; whatever `params` lacks is the module's own.
+
+    Tensors of `params` that the call changes in place (running statistics) are changed. The module itself is not: safe
+    to call from several threads, and on a module that somebody else is using.
+    """
+    return functional_call(_twin(module), params, (inputs,))
+
+
+def per_task(module: HasParameters) -> Callable[[Params, Tensor], Any]:
+    """The module as a function `(params [task, ...], inputs [task, ...]) -> outputs [task, ...]`, as `call` is for one.
+
+    All tasks at once: by the module itself if it says that it takes a leading task axis, else by `vmap`; one after
+    another where `vmap` does not know what the module does (torch's recurrent modules, branches on values). A single
+    task is the plain call of a module without a task axis: vmapped convolutions run at half their speed on a CPU.
+    """
+
+    def of_one(params: Params, inputs: Tensor) -> Any:
+        return call(module, params, inputs)
+
+    def with_task_axis(params: Params, inputs: Tensor) -> Any:
+        return functional_call(_twin(module, frozen_for=len(inputs)), params, (inputs,))
+
+    def without_task_axis(params: Params, inputs: Tensor) -> Any:
+        if len(inputs) > 1 and module not in _one_by_one:
+            try:
+                return vmap(of_one)(params, inputs)
+            # A warning that vmap is slow here is an error where warnings are.
+            except (RuntimeError, UserWarning) as error:
+                if "random" in str(error):
+                    raise ValueError(f"{type(module).__name__} draws random numbers; {_MUST_BE_PURE}") from None
+                outputs = _in_turn(of_one, params, inputs)  # what is the module's own fault fails here too
+                _one_by_one.add(cast(nn.Module, module))
+                return outputs
+        return _in_turn(of_one, params, inputs)
+
+    return with_task_axis if getattr(module, "takes_task_axis", False) else without_task_axis
+
+
+_one_by_one: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that `vmap` has failed on."""
+
+
+def _in_turn(of_one: Callable[[Params, Tensor], Any], params: Params, inputs: Tensor) -> Any:
+    outputs = [of_one({name: v[i] for name, v in params.items()}, inputs[i]) for i in range(len(inputs))]
+    if len(outputs) == 1:
+        return tree_map(lambda out: out.unsqueeze(0), outputs[0])
+    return tree_map(lambda *of_tasks: torch.stack(of_tasks), *outputs)
+
+
+def _twin(module: HasParameters, frozen_for: int = 0, twins: dict[int, nn.Module] | None = None) -> nn.Module:
+    """A module of the same parts, settings and tensors whose parameters can be swapped without touching the original.
+
+    `functional_call` swaps parameters in place while it runs, which two threads must not do to one module. Containers
+    are copied one level deep: recurrent modules keep their weights in a list as well.
+
+    Args:
+        module: The original.
+        frozen_for: Number of tasks: frozen parameters then lead with a task axis; 0 leaves them as they are.
+        twins: Original's id -> twin, of the parts that have one already.
+    """
+    twins = {} if twins is None else twins
+    original = cast(nn.Module, module)
+    if id(original) in twins:
+        return twins[id(original)]
+    twin = twins[id(original)] = type(original).__new__(type(original))
+    state = twin.__dict__
+    for name, value in original.__dict__.items():
+        state[name] = value.copy() if type(value) in (dict, list) else value
+    for name, part in original._modules.items():
+        state["_modules"][name] = None if part is None else _twin(part, frozen_for, twins)
+    for name, value in original.__dict__.items():
+        # A method that was assigned to a module would go on reading the original's parameters.
+        if isinstance(value, MethodType) and id(value.__self__) in twins:
+            state[name] = MethodType(value.__func__, twins[id(value.__self__)])
+    if frozen_for:
+        for name, value in original._parameters.items():
+            if value is not None and not value.requires_grad:
+                state["_parameters"][name] = value.expand(frozen_for, *value.shape)
+    return twin
+
+
+_MUST_BE_PURE = "a module that is adapted must compute the same outputs from the same parameters and inputs every time."
+
+
+def check_pure(module: HasParameters, inputs: Tensor, what: str) -> Any:
+    """Makes sure that a module is a function of its parameters, constants and inputs, and nothing else.
+
+    It is called twice, on a copy; the global random states are as before afterwards.
+
+    Args:
+        module: The module.
+        inputs: Inputs that it should take, on the CPU.
+        what: What it is, for the sentence: "The policy".
+
+    Returns:
+        Its outputs.
+
+    Raises:
+        ValueError: If it draws random numbers, keeps something from one call to the next, or changes a buffer or a
+            parameter while it is called.
+    """
+    copied = copy.deepcopy(cast(nn.Module, module)).cpu()
+    tensors = dict([*copied.named_parameters(), *copied.named_buffers()])
+    before = {name: value.detach().clone() for name, value in tensors.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        random_state = torch.get_rng_state()
+        first, second = copied(inputs), copied(inputs)
+        random = not torch.equal(torch.get_rng_state(), random_state)
+    if random:
+        raise ValueError(f"{what} draws random numbers when it is called (dropout, say); {_MUST_BE_PURE}")
+    changed = [name for name, value in tensors.items() if not _same(value, before[name])]
+    if changed:
+        raise ValueError(
+            f"{what} changes its {changed[0]} when it is called; {_MUST_BE_PURE} Update running statistics between "
+            "iterations instead, and switch batch normalisation to eval()."
+        )
+    if not all(_same(a, b) for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True)):
+        raise ValueError(f"{what} gives other outputs when it is called again (hidden state, noise); {_MUST_BE_PURE}")
+    return first
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two outputs are the same to rounding; NaN is NaN."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a == b
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True)

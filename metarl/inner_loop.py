@@ -17,14 +17,14 @@ one flat dictionary: the module's parameters and, where they are learned, the in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final, get_args
 
 import torch
 
-from metarl.adaptation import AdaptationJacobian, Loss, StepSize, adapt
-from metarl.functional import HasParameters, initial_params
+from metarl.adaptation import AdaptationJacobian, Loss, StepSize, inner_steps
+from metarl.functional import HasParameters, initial_params, trainable_params
 from metarl.ops.tree import expand_tasks, sum_tasks
 from metarl.parallel import TaskChunks
 from metarl.types import Params
@@ -43,7 +43,7 @@ class InnerLoop(Generic[Module]):
     """How a module adapts.
 
     Attributes:
-        module: The module.
+        module: The module. Its parameters without `requires_grad` and its buffers stay as they are.
         loss: Inner loss `[task]` of (per-task params, batch).
         inner_lr: Step size of the first inner step; where step sizes are learned, what they start from.
         later_lr_factor: Step size of every later inner step as a share of the first one's. Step sizes learned per step
@@ -74,7 +74,7 @@ class InnerLoop(Generic[Module]):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}.")
         _ = self.mask  # refuses a module without the part that should adapt
-        if self.adapted != "context" and CONTEXT in dict(self.module.named_parameters()):
+        if self.adapted != "context" and CONTEXT in trainable_params(self.module):
             raise ValueError(f"adapted is {self.adapted!r}, but this module has a context, which nothing else reads.")
 
     def initial_meta(self) -> Params:
@@ -95,7 +95,7 @@ class InnerLoop(Generic[Module]):
         """Parameter name -> whether inner steps change it; None: they change all."""
         if self.adapted == "all":
             return None
-        names = [name for name, _ in self.module.named_parameters()]
+        names = list(trainable_params(self.module))
         head = [CONTEXT] if self.adapted == "context" else getattr(self.module, "head", ())
         if not set(head) & set(names):
             what = "context (context_dim is 0)" if self.adapted == "context" else "`head` naming its output layer"
@@ -107,7 +107,7 @@ class InnerLoop(Generic[Module]):
         like = next(iter(meta.values()))
         params = {
             name: like.new_zeros(value.shape) if self._is_reset(name) else meta[name]
-            for name, value in self.module.named_parameters()
+            for name, value in trainable_params(self.module).items()
         }
         return expand_tasks(params, num_tasks)
 
@@ -132,7 +132,20 @@ class InnerLoop(Generic[Module]):
             num_steps: K.
             chunks: How to split tasks over threads where nothing has to be differentiable.
         """
-        return adapt(
+        return list(self.steps(meta, batches, num_tasks, num_steps, chunks))
+
+    def steps(
+        self,
+        meta: Params,
+        batches: Sequence[Any] | Callable[[Params, int], Any],
+        num_tasks: int,
+        num_steps: int,
+        chunks: TaskChunks | None = None,
+    ) -> Iterator[Params]:
+        """theta_0, ..., theta_K one after the other, as they are made; everything else as `adapt`."""
+        if num_steps < 0:
+            raise ValueError(f"num_steps is {num_steps}; it must be zero or more.")
+        return inner_steps(
             self.start(meta, num_tasks),
             batches,
             self.loss,

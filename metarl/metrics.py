@@ -14,7 +14,7 @@ def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]
     """Mean return, entropy and standard deviation before each inner step and after the last."""
     metrics = {}
     for k, rollout in enumerate(data.rollouts):
-        metrics[f"return/step_{k}"] = rollout.mean_return().mean()
+        metrics[f"return/step_{k}"] = data.returns[k].mean()
         entropy = policy.distribution.entropy(rollout.dist_params)
         metrics[f"entropy/step_{k}"] = masked_mean(entropy, rollout.valid).mean()
         if isinstance(rollout.dist_params, Gaussian):
@@ -22,7 +22,7 @@ def rollout_metrics(policy: Policy, data: RolloutAdaptation) -> dict[str, float]
             metrics[f"std/step_{k}"] = masked_mean(std, rollout.valid).mean()
     # One transfer for all of them: each would wait for the GPU.
     values = torch.stack(list(metrics.values())).tolist()
-    return dict(zip(metrics, values, strict=True)) | {"nonfinite_steps": float(data.num_nonfinite())}
+    return dict(zip(metrics, values, strict=True)) | {"nonfinite_steps": float(data.nonfinite_steps)}
 
 
 def step_size_metrics(meta: Params) -> dict[str, float]:

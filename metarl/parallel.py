@@ -78,6 +78,7 @@ class TaskChunks:
         self.chunk_size = chunk_size
         self.num_threads = num_cores() if num_threads is None else num_threads
         self._pool: ThreadPoolExecutor | None = None
+        self._owner = 0
 
     def slices(self, num_tasks: int) -> list[slice]:
         """The chunks of `num_tasks` tasks, in order."""
@@ -94,7 +95,9 @@ class TaskChunks:
         with one_intra_op_thread():
             if self.num_threads == 1 or len(items) == 1:
                 return [function(item) for item in items]
-            if self._pool is None:
+            # A forked child has a copy of the pool but none of its threads.
+            if self._pool is None or self._owner != os.getpid():
+                self._owner = os.getpid()
                 # Threads start with OMP's own default: each has to be told.
                 self._pool = ThreadPoolExecutor(
                     self.num_threads, thread_name_prefix="metarl", initializer=torch.set_num_threads, initargs=(1,)

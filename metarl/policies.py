@@ -2,7 +2,7 @@
 
 Sampling, log-probabilities and divergences live in the distribution (`ops.gaussian`, `ops.categorical`) that a
 policy names in its `distribution` attribute. `metarl.functional.per_task` applies one with different parameters per
-task.
+task; `check_policy` makes sure that a module is one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, cast, final, get_args
+from typing import Any, Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from metarl.functional import check_pure
 from metarl.ops import categorical, gaussian
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
 from metarl.ops.layer import ACTIVATIONS, LayerActivation, layer
-from metarl.types import Distribution
+from metarl.types import Distribution, Policy
 
 Activation = Literal["relu", "tanh"]
 
@@ -44,7 +46,8 @@ class MLP(nn.Module):
         if activation not in get_args(Activation):
             raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(get_args(Activation))}.")
         self.activation: Activation = activation
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(sizes))
+        # Without torch's own initial weights, which would come from its global generator.
+        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, *widths) for widths in itertools.pairwise(sizes))
         self.head = (f"layers.{len(sizes) - 2}.weight", f"layers.{len(sizes) - 2}.bias")
         for linear in self.layers:
             assert isinstance(linear, nn.Linear)
@@ -154,3 +157,73 @@ class CategoricalMLPPolicy(nn.Module):
     def forward(self, observations: Tensor) -> Categorical:
         """Distribution `[..., num_actions]` for observations `[..., obs_dim]`."""
         return Categorical(self.logits(observations))
+
+
+_CHECKED_ROWS = 5
+"""Rows that `check_policy` asks a policy about."""
+
+
+def check_policy(policy: Policy, observation_dim: int, action_dim: int) -> None:
+    """Makes sure that a module is a policy for these observations and actions, before anything is done with it.
+
+    A policy is a function of its parameters and one observation at a time: what it does is computed once while
+    collecting, for worlds side by side, and again in every loss, for the same steps in another arrangement.
+
+    Args:
+        policy: The module.
+        observation_dim: Width of the observations.
+        action_dim: Width of the actions, or their number if the policy chooses one of several.
+
+    Raises:
+        ValueError: In one sentence, if it has no distribution, takes or gives other widths, is random, has a memory,
+            looks at other observations than the one it acts on, or is not finite.
+    """
+    for name in ("distribution", "action_dim"):
+        if not hasattr(policy, name):
+            raise ValueError(f"The policy has no attribute {name!r}; see metarl.types.Policy for what one has.")
+    if policy.action_dim != action_dim:
+        raise ValueError(f"The policy's action_dim is {policy.action_dim}; the task family's is {action_dim}.")
+    values = dict(policy.named_parameters())
+    if not any(value.requires_grad for value in values.values()):
+        raise ValueError("The policy has no parameter that requires a gradient: there is nothing to learn.")
+    broken = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"The policy's parameter {broken[0]} holds a number that is not finite.")
+    like = next(iter(values.values()))
+    rows = torch.randn(_CHECKED_ROWS, observation_dim, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
+    try:
+        dist_params = check_pure(policy, rows, "The policy")
+        one_by_one = [check_pure(policy, row, "The policy") for row in rows.split(1)]
+    except (RuntimeError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The policy does not take observations [row, {observation_dim}]: {reason}") from error
+    _check_output(policy, dist_params)
+    for whole, parts in zip(tree_leaves(dist_params), zip(*map(tree_leaves, one_by_one), strict=True), strict=True):
+        if not torch.allclose(whole, torch.cat(parts), rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                "The policy's answer to one observation depends on the others beside it (a recurrent layer or a "
+                "normalisation over rows); it must treat every observation by itself."
+            )
+
+
+def _check_output(policy: Policy, dist_params: Any) -> None:
+    """Refuses what is not the distribution's parameters, one row for each of `_CHECKED_ROWS` observations."""
+    leaves = [leaf if isinstance(leaf, Tensor) else torch.empty(0) for leaf in tree_leaves(dist_params)]
+    ours = isinstance(dist_params, (Gaussian, Categorical))
+    wanted = (_CHECKED_ROWS, policy.action_dim) if ours else (_CHECKED_ROWS,)
+    fits = bool(leaves) and all(leaf.shape == wanted if ours else leaf.shape[:1] == wanted for leaf in leaves)
+    try:
+        distribution, generator = policy.distribution, torch.Generator().manual_seed(0)
+        noise = distribution.draw_noise((_CHECKED_ROWS,), policy.action_dim, generator).to(leaves[0])
+        log_prob = distribution.log_prob(dist_params, distribution.sample(dist_params, noise))
+        fits &= log_prob.shape == (_CHECKED_ROWS,)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        fits = False
+    if not fits:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
+        raise ValueError(
+            f"The policy's forward gives a {type(dist_params).__name__} of {shapes} for {_CHECKED_ROWS} observations; "
+            f"it must give its distribution's parameters, a row for each, for actions of width {policy.action_dim}."
+        )
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in leaves):
+        raise ValueError("The policy gives numbers that are not finite for ordinary observations.")

@@ -5,20 +5,24 @@ The one place where the inner loop meets the sampler; training iterations and ev
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarl.collect import collect
+from metarl.functional import per_task
 from metarl.noise import collection_noise
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.policy_gradient import PolicyInnerLoop
 from metarl.precision import no_tf32
 from metarl.samples import advantages, to_samples
-from metarl.types import BatchedEnv, Params, Rollout, Samples
+from metarl.types import BatchedEnv, Params, Policy, Rollout, Samples
 
 
 @dataclass(frozen=True)
@@ -35,30 +39,30 @@ class RolloutAdaptation:
     """K inner steps on fresh rollouts.
 
     Attributes:
-        trajectory: theta_0 .. theta_K, `{name: [task, ...]}` each.
-        rollouts: K + 1 rollouts; number k was collected with theta_k.
+        trajectory: theta_0 .. theta_K, `{name: [task, ...]}` each; theta_K alone where nothing was to be kept.
+        rollouts: K + 1 rollouts; number k was collected with theta_k. None where nothing was to be kept.
         advantages: Of each rollout, `[task, episode, time]`.
+        returns: Mean return of every task's episodes, `[task]` for each rollout.
+        episodes: Episodes of a task in the first rollout, mean over tasks.
+        nonfinite_steps: Recorded steps that are not finite, over all rollouts.
+        env_steps: Environment steps taken.
         sampling_seconds: Wall time spent collecting.
         sampling_cpu_seconds: CPU time of this process spent collecting, all threads together.
     """
 
     trajectory: list[Params]
-    rollouts: list[Rollout]
-    advantages: list[Tensor]
-    sampling_seconds: float
-    sampling_cpu_seconds: float
+    rollouts: list[Rollout] = field(default_factory=list)
+    advantages: list[Tensor] = field(default_factory=list)
+    returns: list[Tensor] = field(default_factory=list)
+    episodes: float = 0.0
+    nonfinite_steps: int = 0
+    env_steps: int = 0
+    sampling_seconds: float = 0.0
+    sampling_cpu_seconds: float = 0.0
 
     def samples(self, k: int) -> Samples:
         """Rollout k as rows; see `metarl.samples.to_samples`."""
         return to_samples(self.rollouts[k], self.advantages[k])
-
-    def num_nonfinite(self) -> int:
-        """Recorded steps that are not finite, over all rollouts."""
-        return sum(rollout.num_nonfinite() for rollout in self.rollouts)
-
-    def num_steps(self) -> int:
-        """Environment steps taken."""
-        return sum(rollout.num_steps() for rollout in self.rollouts)
 
 
 @one_intra_op_thread()
@@ -74,12 +78,13 @@ def adapt_on_rollouts(
     steps_per_task: int | None = None,
     chunks: TaskChunks | None = None,
     measure_last: bool = True,
+    keep: bool = True,
 ) -> RolloutAdaptation:
     """Adapts to every task of an environment, collecting K + 1 times.
 
     Args:
         env: Worlds holding the tasks.
-        inner: The inner loop.
+        inner: The inner loop. Its module's constants are moved to the worlds' device.
         meta: Its meta-parameters.
         num_steps: K.
         noise_key: Key of the random streams; phase k adds k.
@@ -87,31 +92,76 @@ def adapt_on_rollouts(
         steps_per_task: Budget per phase; None for one episode per world.
         chunks: How inner gradients are split over threads.
         measure_last: Collect with theta_K too; without it there are K rollouts.
+        keep: Keep every rollout and all parameters; without it memory does not grow with K.
+
+    Raises:
+        ValueError: If K is negative, or the policy is not a function of what it sees (a memory, random numbers): its
+            losses would then be about another policy than the one that collected.
     """
+    cast(nn.Module, inner.module).to(env.device)
     rollouts: list[Rollout] = []
     estimates: list[Tensor] = []
-    seconds = cpu_seconds = 0.0
+    returns: list[Tensor] = []
+    episodes = seconds = cpu_seconds = 0.0
+    nonfinite_steps = env_steps = 0
 
     def fresh(theta: Params, k: int) -> Samples:
-        nonlocal seconds, cpu_seconds
+        nonlocal seconds, cpu_seconds, nonfinite_steps, env_steps, episodes
         start, start_cpu = time.perf_counter(), time.process_time()
         noise = collection_noise((*noise_key, k), env.num_tasks, env.device)
-        rollouts.append(collect(env, inner.module, theta, noise, steps_per_task=steps_per_task))
+        rollout = collect(env, inner.module, theta, noise, steps_per_task=steps_per_task)
         if env.device.type == "cuda":
             torch.cuda.synchronize(env.device)  # once a phase: replays are only queued, and time is to be told
         seconds += time.perf_counter() - start
         cpu_seconds += time.process_time() - start_cpu
-        estimates.append(
-            advantages(
-                rollouts[-1],
-                gamma=settings.gamma,
-                gae_lambda=settings.gae_lambda,
-                bootstrap_truncated=settings.bootstrap_truncated,
-            )
+        if k == 0:
+            _check_replay(inner.module, theta, rollout)
+            episodes = float(rollout.valid.any(-1).sum(-1).double().mean())
+        nonfinite_steps += rollout.num_nonfinite()
+        env_steps += rollout.num_steps()
+        returns.append(rollout.mean_return())
+        estimate = advantages(
+            rollout,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+            bootstrap_truncated=settings.bootstrap_truncated,
         )
-        return to_samples(rollouts[-1], estimates[-1])
+        if keep:
+            rollouts.append(rollout)
+            estimates.append(estimate)
+        return to_samples(rollout, estimate)
 
-    trajectory = inner.adapt(meta, fresh, env.num_tasks, num_steps, chunks)
+    steps = inner.steps(meta, fresh, env.num_tasks, num_steps, chunks)
+    trajectory = list(steps) if keep else list(collections.deque(steps, maxlen=1))
     if measure_last:
         fresh(trajectory[-1], num_steps)
-    return RolloutAdaptation(trajectory, rollouts, estimates, seconds, cpu_seconds)
+    return RolloutAdaptation(
+        trajectory, rollouts, estimates, returns, episodes, nonfinite_steps, env_steps, seconds, cpu_seconds
+    )
+
+
+_REPLAY_TOLERANCE = 1e-3
+"""Largest difference, relative to 1 + |value|, between distribution parameters recorded and computed again: a hundred
+times what another order of float32 sums makes of networks as large as ours."""
+
+
+def _check_replay(policy: Policy, params: Params, rollout: Rollout) -> None:
+    """Refuses a policy that computes another distribution for steps it has recorded: here, the first episode's."""
+
+    def first_episode(x: Tensor) -> Tensor:
+        return x[:1, :1].flatten(1, 2)
+
+    observations, valid = first_episode(rollout.observations), first_episode(rollout.valid)
+    recorded = tree_leaves(tree_map(first_episode, rollout.dist_params))
+    with torch.no_grad():
+        again = tree_leaves(per_task(policy)({name: value[:1] for name, value in params.items()}, observations))
+    errors = torch.stack(
+        [((new - old).abs() / (1 + old.abs())).flatten(2).amax(-1) for old, new in zip(recorded, again, strict=True)]
+    )
+    # Steps that are not finite are counted elsewhere.
+    worst = float(torch.where(valid & errors.isfinite(), errors, 0.0).max())
+    if worst > _REPLAY_TOLERANCE:
+        raise ValueError(
+            f"The policy's action distributions for steps it has recorded differ by {worst:.2g} from those it acted "
+            "by: it keeps a memory, draws random numbers, or looks at more than one observation at a time."
+        )

@@ -46,8 +46,8 @@ def evaluated(
     Returns:
         The evaluation record, and where in the run it was saved; None if it was not.
     """
-    curve, data = evaluate_run(run, tasks, num_steps=steps, episodes_per_task=episodes, seed=seed, device=device)
-    record = evaluation_record(run, tasks, seed, curve, data)
+    curve, _ = evaluate_run(run, tasks, num_steps=steps, episodes_per_task=episodes, seed=seed, device=device)
+    record = evaluation_record(run, tasks, seed, curve)
     if record["nonfinite_steps"]:
         print(f"{run.path}: {record['nonfinite_steps']:,} steps were not finite: its returns mean little.")
     return record, keep_record(run.path, record) if keep else None

@@ -7,6 +7,7 @@ move the meta-parameters. The objective is in `metarl.algorithms.objective`, the
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, final
@@ -19,29 +20,32 @@ from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.outer import Update
+from metarl.functional import constants, load_constants
 from metarl.memory import KEPT_LAYERS, graph_budget
 from metarl.metrics import rollout_metrics, step_size_metrics
 from metarl.noise import EVALUATION, TRAINING
+from metarl.ops.tree import all_finite
 from metarl.parallel import TaskChunks, cached_chunk_size, fitting_chunk_size, one_intra_op_thread
-from metarl.policies import GaussianMLPPolicy
+from metarl.policies import GaussianMLPPolicy, check_policy
 from metarl.precision import no_tf32
 from metarl.rollout_adaptation import adapt_on_rollouts
-from metarl.types import Params, Policy, TaskFamily
+from metarl.types import BatchedEnv, Params, Policy, TaskFamily
 
 
 def make_chunks(
-    config: LearnerConfig, policy: Policy, horizon: int, device: str, num_threads: int | None
+    config: LearnerConfig, policy: Policy, horizon: int, device: str | torch.device, num_threads: int | None
 ) -> TaskChunks:
     """How the update splits tasks: `config.chunk_size`, or one chosen for the size of the policy and the data."""
+    device = torch.device(device)
     if config.chunk_size:
-        return TaskChunks(config.chunk_size, num_threads if device == "cpu" else 1)
+        return TaskChunks(config.chunk_size, num_threads if device.type == "cpu" else 1)
     rows = config.steps_per_task or config.episodes_per_task * horizon
     weights = [value for _, value in policy.named_parameters() if value.ndim > 1]
     layer_bytes = rows * max((value.shape[0] * value.element_size() for value in weights), default=1)
-    if device == "cpu":
+    if device.type == "cpu":
         return TaskChunks(cached_chunk_size(config.meta_batch_size, layer_bytes), num_threads)
     graph_bytes = KEPT_LAYERS * (len(weights) + 1) * (config.num_inner_steps + 1) * layer_bytes
-    size = fitting_chunk_size(config.meta_batch_size, graph_bytes, graph_budget(torch.device(device)))
+    size = fitting_chunk_size(config.meta_batch_size, graph_bytes, graph_budget(device))
     return TaskChunks(size, num_threads=1)
 
 
@@ -65,7 +69,8 @@ class MetaLearner:
         inner: The inner loop.
 
     Raises:
-        ValueError: If the settings contradict one another, or do not fit the policy.
+        ValueError: If the settings contradict one another or do not fit the policy, or the module is no policy for the
+            family (`check_policy`).
     """
 
     counters: tuple[str, ...] = ("iteration", "env_steps", "skipped_updates")
@@ -76,23 +81,22 @@ class MetaLearner:
         policy: Policy,
         config: LearnerConfig,
         seed: int = 0,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         num_threads: int | None = None,
     ) -> None:
         problem = contradiction(config)
         if problem is not None:
             raise ValueError(" ".join(problem))
+        check_policy(policy, family.observation_dim, family.action_dim)
         self.family, self.policy, self.config, self.seed = family, policy, config, seed
         self.inner = config.inner_loop(policy)
         self.params: Params = {name: value.to(device) for name, value in self.inner.initial_meta().items()}
         self.iteration = 0
         self.env_steps = 0
         self.skipped_updates = 0
-        self._device = device
-        self.chunks = make_chunks(config, policy, family.horizon, device, num_threads)
+        self._device, self._num_threads = torch.device(device), num_threads
+        self.chunks = make_chunks(config, policy, family.horizon, self._device, num_threads)
         self._outer = OUTER_OPTIMIZERS[config.outer_optimizer](self.inner, self.params, config, self.chunks)
-        worlds = config.worlds_per_task(family.horizon)
-        self._env = family.batch(self._tasks(), worlds, device, num_threads=num_threads)
 
     @staticmethod
     def for_family(family: TaskFamily, algorithm: str = "maml-trpo", seed: int = 0, **settings: Any) -> MetaLearner:
@@ -122,6 +126,16 @@ class MetaLearner:
         )
         return MetaLearner(family, policy, config, seed)
 
+    @functools.cached_property
+    def _env(self) -> BatchedEnv:
+        """The worlds of training, made when they are first needed: to adapt to one task nobody needs them."""
+        worlds = self.config.worlds_per_task(self.family.horizon)
+        return self.family.batch(self._tasks(), worlds, self._device, num_threads=self._num_threads)
+
+    def prepare(self) -> None:
+        """Makes the worlds of training now: what does not fit this machine is then told before anything is written."""
+        _ = self._env
+
     def adapt(self, task: Tensor | Sequence[float], num_steps: int = 1, episodes: int = 20, seed: int = 0) -> Agent:
         """Adapts to one task on episodes collected for it.
 
@@ -130,7 +144,14 @@ class MetaLearner:
             num_steps: Inner steps.
             episodes: Episodes per inner step.
             seed: Noise seed.
+
+        Raises:
+            ValueError: If a number is out of range, the task does not fit the family, or what was collected or came
+                out is not finite: diverged physics or a diverged policy.
         """
+        for name, value, least in (("num_steps", num_steps, 0), ("episodes", episodes, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be an integer and at least {least}.")
         data = adapt_on_rollouts(
             self.family.batch(
                 torch.as_tensor(task, dtype=torch.float64).reshape(1, -1),
@@ -144,8 +165,19 @@ class MetaLearner:
             noise_key=(EVALUATION, seed),
             settings=self.config.advantage_settings(),
             measure_last=False,
+            keep=False,
         )
-        return Agent(self.policy, {name: value[0] for name, value in data.trajectory[-1].items()})
+        if data.nonfinite_steps:
+            raise ValueError(
+                f"adapt() has no agent for task {task}: {data.nonfinite_steps} of the {data.env_steps} steps collected "
+                "for it are not finite (diverged physics or a diverged policy)."
+            )
+        params = {name: value[0] for name, value in data.trajectory[-1].items()}
+        if not all_finite(params):
+            raise ValueError(
+                f"adapt() has no agent for task {task}: its inner steps lead to parameters that are not finite."
+            )
+        return Agent(self.policy, params)
 
     def _tasks(self) -> Tensor:
         size = self.config.meta_batch_size
@@ -175,7 +207,7 @@ class MetaLearner:
             update = self._outer.update(self.params, data)
         self.skipped_updates += update.meta is None
         self.params = self.params if update.meta is None else update.meta
-        self.env_steps += data.num_steps()
+        self.env_steps += data.env_steps
         self.iteration += 1
         seconds = time.perf_counter() - start
         metrics |= dict.fromkeys(self._outer.metric_names, 0.0) | update.metrics | step_size_metrics(self.params)
@@ -186,18 +218,19 @@ class MetaLearner:
             "time/sampling_cpu_seconds": data.sampling_cpu_seconds,
             "time/updating_seconds": seconds - data.sampling_seconds,
             "time/updating_cpu_seconds": time.process_time() - start_cpu - data.sampling_cpu_seconds,
-            "time/env_steps_per_second": data.num_steps() / seconds,
+            "time/env_steps_per_second": data.env_steps / seconds,
         }
         return metrics
 
     def tensors(self) -> dict[str, Params]:
         """The parts of its state that are sets of tensors of known names and shapes."""
-        return {"params": self.params}
+        return {"params": self.params, "constants": constants(self.policy)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything training continues from: parameters, the outer optimiser's state, and counters."""
+        """Everything training continues from: parameters, the policy's constants, the optimiser's state, counters."""
         return {
             "params": dict(self.params),
+            "constants": {name: value.clone() for name, value in constants(self.policy).items()},
             "outer": self._outer.state_dict(),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
@@ -211,6 +244,7 @@ class MetaLearner:
             ValueError: If the outer optimiser's state does not fit.
         """
         self.params = {name: state["params"][name].to(value) for name, value in self.params.items()}
+        load_constants(self.policy, state.get("constants", {}))
         self._outer.load_state_dict(state.get("outer", {}), self.params)
         self.iteration = state["iteration"]
         self.env_steps = state["env_steps"]

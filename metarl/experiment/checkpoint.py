@@ -40,7 +40,8 @@ def read_checkpoint(
             raise UserError(f"{path} belongs to another run: {said}.")
     learner = state["learner"]
     for name, like in tensors.items():
-        learner[name] = _checked(learner.get(name), like, path)
+        # A set that is empty may be younger than the checkpoint.
+        learner[name] = _checked(learner.get(name, None if like else {}), like, path)
     wrong = [name for name in counters if type(learner.get(name)) is not int or learner[name] < 0]
     score = state.get("best_score")
     if type(score) is not float or math.isnan(score):

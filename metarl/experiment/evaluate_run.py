@@ -49,6 +49,7 @@ def evaluate_run(
     seed: int = 0,
     num_threads: int | None = None,
     device: str = "cpu",
+    keep_rollouts: bool = False,
 ) -> tuple[AdaptationCurve, RolloutAdaptation]:
     """Adaptation curve of a run on `tasks`, with the run's own inner step sizes.
 
@@ -61,6 +62,7 @@ def evaluate_run(
         seed: Noise seed of the evaluation, apart from every training stream.
         num_threads: Worker threads; None takes the available cores.
         device: Where it runs.
+        keep_rollouts: Keep what was recorded, as `evaluate_adaptation` does.
     """
     learner = run.config.learner
     steps_per_task = 2 * learner.steps_per_task if episodes_per_task is None and learner.steps_per_task else None
@@ -84,12 +86,11 @@ def evaluate_run(
             steps_per_task=steps_per_task,
             device=device,
             chunks=make_chunks(here, run.policy, run.family.horizon, device, num_threads),
+            keep_rollouts=keep_rollouts,
         )
 
 
-def evaluation_record(
-    run: LoadedRun, tasks: Tensor, seed: int, curve: AdaptationCurve, data: RolloutAdaptation
-) -> dict[str, Any]:
+def evaluation_record(run: LoadedRun, tasks: Tensor, seed: int, curve: AdaptationCurve) -> dict[str, Any]:
     """The JSON that `evaluate.py --json` writes: returns are undiscounted sums, means over a task's episodes.
 
     Args:
@@ -97,7 +98,6 @@ def evaluation_record(
         tasks: What it was evaluated on, `[task, task_dim]`.
         seed: Noise seed of the evaluation.
         curve: From `evaluate_run`.
-        data: Likewise.
     """
     family, _, variant = run.config.family.partition("@")
     return {
@@ -110,9 +110,9 @@ def evaluation_record(
         "evaluation_seed": seed,
         "steps": curve.returns.shape[1] - 1,
         "num_tasks": len(curve.returns),
-        "episodes": float(data.rollouts[0].valid.any(-1).sum(-1).double().mean()),
+        "episodes": curve.episodes,
         "env_steps": curve.env_steps,
-        "nonfinite_steps": data.num_nonfinite(),
+        "nonfinite_steps": curve.nonfinite_steps,
         "return_mean": curve.mean.tolist(),
         "return_ci95": curve.ci95.tolist(),
         "per_task": curve.returns.tolist(),

@@ -12,7 +12,8 @@ from metarl.experiment.checkpoint import read_checkpoint
 from metarl.experiment.checks import read_config
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError
-from metarl.experiment.policy_run import make_learner, make_policy, saved_inner_lr
+from metarl.experiment.policy_run import make_policy, saved_inner_lr
+from metarl.functional import constants, load_constants
 from metarl.policies import GaussianMLPPolicy
 from metarl.policy_gradient import PolicyInnerLoop
 from metarl.types import Params, TaskFamily
@@ -27,7 +28,7 @@ class LoadedRun:
         config: Its settings, with the device it is looked at on (the CPU, wherever it was trained) and the inner step
             size that validation chose, where it had a choice.
         family: Its task family.
-        policy: The policy module (structure only; use `params`).
+        policy: The policy module, with the checkpoint's constants; its parameters are in `params`.
         inner: How the policy adapts.
         params: Meta-parameters of the checkpoint.
         checkpoint: Which checkpoint it is.
@@ -45,7 +46,10 @@ class LoadedRun:
 
     def learner(self) -> MetaLearner:
         """A learner with these parameters, to `adapt` them to a task; as to training it is a new one (iteration 0)."""
-        learner = make_learner(self.family, self.config)
+        config = self.config
+        learner = MetaLearner(
+            self.family, self.policy, config.learner, config.seed, num_threads=config.num_threads or None
+        )
         learner.params = dict(self.params)
         return learner
 
@@ -66,9 +70,10 @@ def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], check
     file = find_checkpoint(path, checkpoint)
     family = make_family(config)
     policy = make_policy(family, config.policy, config.seed)
-    like = {"params": config.learner.inner_loop(policy).initial_meta()}
+    like = {"params": config.learner.inner_loop(policy).initial_meta(), "constants": constants(policy)}
     state = read_checkpoint(file, config.identity, like, MetaLearner.counters)
     learner = state["learner"]
+    load_constants(policy, learner["constants"])
     settings = dataclasses.replace(config.learner, inner_lr=saved_inner_lr(state, config, str(file)))
     config, inner = dataclasses.replace(config, learner=settings), settings.inner_loop(policy)
     return LoadedRun(path, config, family, policy, inner, learner["params"], file.stem, learner["iteration"])

@@ -39,14 +39,16 @@ def make_policy(family: TaskFamily, config: PolicyConfig, seed: int) -> Gaussian
 
 
 def make_learner(family: TaskFamily, config: TrainConfig) -> MetaLearner:
-    """The learner a config describes, before its first iteration.
+    """The learner a config describes, with its worlds, before its first iteration.
 
     Raises:
         UserError: If its device is not there.
     """
     check_device(config.device)
     policy = make_policy(family, config.policy, config.seed)
-    return MetaLearner(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
+    learner = MetaLearner(family, policy, config.learner, config.seed, config.device, config.num_threads or None)
+    learner.prepare()
+    return learner
 
 
 def make_trainer(learner: MetaLearner, config: TrainConfig, run: RunDirectory, resume: bool) -> Trainer:

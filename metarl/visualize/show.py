@@ -91,7 +91,9 @@ def show_run(
             # Before the long part: what is missing should be known at once.
             check_ffmpeg()
             renderer = stack.enter_context(contextlib.closing(open_renderer(cast(Any, run.family))))
-        curve, data = evaluate_run(run, tasks, num_steps=num_steps, episodes_per_task=None, seed=seed)
+        curve, data = evaluate_run(
+            run, tasks, num_steps=num_steps, episodes_per_task=None, seed=seed, keep_rollouts=True
+        )
         evaluated = Evaluated(run, tasks, curve, data, spread_tasks(tasks, num_shown), seed)
         if planar:
             path = out / "paths.png"

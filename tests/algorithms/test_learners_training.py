@@ -204,7 +204,7 @@ def test_training_with_k_steps_and_testing_with_any_other_number():
     for steps in (0, 1, 5):
         curve, data = evaluate_adaptation(
             learner.family, learner.inner, learner.params, learner.family.sample_tasks(2, "test"), num_steps=steps,
-            noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3,
+            noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, keep_rollouts=True,
         )  # fmt: skip
         assert curve.returns.shape == (2, steps + 1)
         starts = [rollout.observations[:, :, 0] for rollout in data.rollouts]

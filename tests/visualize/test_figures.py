@@ -32,7 +32,7 @@ def adapted() -> tuple[torch.Tensor, AdaptationCurve, RolloutAdaptation]:
     policy = GaussianMLPPolicy(2, 2, hidden_sizes=(8,))
     curve, data = evaluate_adaptation(
         family, policy_inner_loop(policy), initial_params(policy), tasks, num_steps=2,
-        noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3,
+        noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, keep_rollouts=True,
     )  # fmt: skip
     return tasks, curve, data
 
