@@ -19,6 +19,8 @@ class Agent:
     Args:
         policy: The policy module.
         params: Parameters of one task, without a task axis.
+        action_limit: Actions are kept within -action_limit .. action_limit, in policy units, beyond which an
+            environment clips them; None leaves them as they are. Choices among several actions have no limit.
 
     Attributes:
         constants: What else the policy computes with (buffers, frozen parameters), as it was when the agent was made.
@@ -27,11 +29,12 @@ class Agent:
         ValueError: If a parameter is not finite.
     """
 
-    def __init__(self, policy: Policy, params: Params) -> None:
+    def __init__(self, policy: Policy, params: Params, action_limit: float | None = None) -> None:
         if not all_finite(params):
             raise ValueError("An agent was given parameters that are not all finite.")
         self.policy = policy
         self.params = params
+        self.action_limit = action_limit
         like = next(iter(params.values()))
         self.constants = {name: value.to(like.device, copy=True) for name, value in constants(policy).items()}
 
@@ -42,12 +45,26 @@ class Agent:
         Args:
             observation: Anything NumPy understands, e.g. what a Gymnasium environment returned.
             generator: Sample the action with it; None returns the distribution's mode.
+
+        Raises:
+            ValueError: If the observation is not finite, or not one that the policy takes.
         """
         parameter = next(iter(self.params.values()))
         observations = torch.as_tensor(np.asarray(observation), dtype=parameter.dtype, device=parameter.device)
-        dist_params = call(self.policy, self.constants | self.params, observations)
+        if not bool(torch.isfinite(observations).all()):
+            raise ValueError(f"The observation holds a number that is not finite: {observation}.")
+        try:
+            dist_params = call(self.policy, self.constants | self.params, observations)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The policy does not take an observation of shape {list(observations.shape)}: {error}"
+            ) from error
         distribution = self.policy.distribution
         if generator is None:
-            return distribution.mode(dist_params).cpu().numpy()
-        noise = distribution.draw_noise(observations.shape[:-1], self.policy.action_dim, generator)
-        return distribution.sample(dist_params, noise.to(observations)).cpu().numpy()
+            action = distribution.mode(dist_params)
+        else:
+            noise = distribution.draw_noise(observations.shape[:-1], self.policy.action_dim, generator)
+            action = distribution.sample(dist_params, noise.to(observations))
+        if self.action_limit is not None and action.is_floating_point():
+            action = action.clamp(-self.action_limit, self.action_limit)
+        return action.cpu().numpy()

@@ -16,7 +16,7 @@ def no_tf32() -> Iterator[None]:
     newer one for each library; where they contradict one another, reading the older one (`allow_tf32`) is an error. So
     both are turned, and put back, but for an older one that the program itself has left in contradiction.
     """
-    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore[reportAttributeAccessIssue]
     of_libraries = [library.fp32_precision for library in libraries]
     try:
         of_all = torch.get_float32_matmul_precision()

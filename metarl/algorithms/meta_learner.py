@@ -177,7 +177,8 @@ class MetaLearner:
             raise ValueError(
                 f"adapt() has no agent for task {task}: its inner steps lead to parameters that are not finite."
             )
-        return Agent(self.policy, params)
+        spec = getattr(self.family, "spec", None)  # a family of a few lines may have none
+        return Agent(self.policy, params, spec.action_scale if spec else None)
 
     def _tasks(self) -> Tensor:
         size = self.config.meta_batch_size

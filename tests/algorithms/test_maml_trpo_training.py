@@ -217,7 +217,8 @@ def test_an_adaptation_curve_has_a_column_per_step_and_intervals_over_tasks():
     tasks = family.sample_tasks(5, "test")
     curve, data = evaluate_adaptation(
         family, policy_inner_loop(policy), params, tasks, num_steps=3,
-        noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, keep_rollouts=True, chunks=TaskChunks(2, 1),
+        noise_key=(2, 0), settings=AdvantageSettings(), episodes_per_task=3, chunks=TaskChunks(2, 1),
+        keep_rollouts=True,
     )  # fmt: skip
     assert curve.returns.shape == (5, 4) and curve.env_steps == data.env_steps
     for k, rollout in enumerate(data.rollouts):

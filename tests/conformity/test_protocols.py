@@ -11,11 +11,13 @@ import inspect
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typing_extensions import get_protocol_members
 
 import envs
+import metarl
 import metarl.types as wanted
 from envs import registry
 from envs.batched_env import BatchedEnv, Step
@@ -30,6 +32,7 @@ from envs.family import (
     Simulator,
     TaskFamily,
 )
+from envs.gym_adapter import FamilyEnv
 from envs.navigation import NavigationRenderer
 from envs.presets import PublishedCurve
 from envs.torch_simulator import TorchSimulator
@@ -158,3 +161,16 @@ def for_the_type_checker(
     recorder.RecordableEnv, Simulator,
 ]:  # fmt: skip
     return family, spec, curve, env, step, family, env, torch_sim
+
+
+@pytest.mark.parametrize("name", ["navigation-2d", "navigation-2d-corners"])
+def test_an_agent_acts_within_the_action_space_of_its_environment(name):
+    family = envs.make(name)
+    learner = metarl.MetaLearner.for_family(family, meta_batch_size=2, episodes_per_task=2)
+    agent = learner.adapt(family.sample_tasks(1)[0], episodes=2)
+    agent.params["log_std"] = agent.params["log_std"] + 3.0
+    space = FamilyEnv(family).action_space
+    generator = torch.Generator().manual_seed(0)
+    actions = [agent.act(np.zeros(family.observation_dim), generator) for _ in range(200)]
+    assert all(space.contains(action) for action in actions)
+    assert {float(abs(action).max()) for action in actions} & {family.spec.action_scale}, "some are clipped"

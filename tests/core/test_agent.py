@@ -43,3 +43,25 @@ def test_acting_changes_neither_the_module_nor_the_parameters():
     subject.act(np.ones(3), torch.Generator())
     assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters())
     assert all(torch.equal(subject.params[name], params[name]) for name in params)
+
+
+def test_actions_stay_within_the_limit_and_choices_have_none():
+    policy = GaussianMLPPolicy(3, 2, (4,), init_std=3.0)
+    params = initial_params(policy)
+    observations, free = np.zeros((500, 3)), Agent(policy, params)
+    limited = Agent(policy, params, action_limit=0.5)
+    actions = [subject.act(observations, torch.Generator().manual_seed(0)) for subject in (free, limited)]
+    assert np.abs(actions[0]).max() > 1.0
+    np.testing.assert_array_equal(actions[1], actions[0].clip(-0.5, 0.5))
+    chooser = CategoricalMLPPolicy(3, 4, (4,))
+    choices = Agent(chooser, initial_params(chooser), action_limit=0.5).act(observations, torch.Generator())
+    assert choices.max() == 3
+
+
+@pytest.mark.parametrize(
+    ("observation", "says"),
+    [(np.full(3, np.nan), "not finite"), (np.zeros(2), "does not take"), ([np.inf] * 3, "finite")],
+)
+def test_an_observation_that_the_policy_does_not_take_is_refused(observation, says):
+    with pytest.raises(ValueError, match=says):
+        agent(GaussianMLPPolicy(3, 2, (4,)))[0].act(observation)
