@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarl.functional import per_task
+from metarl.functional import constants, per_task
 from metarl.types import BatchedEnv, CapturableEnv, DistParams, Params, Policy
 
 
@@ -90,6 +90,7 @@ class StepGraph:
         env.move_to(self._memory)
         self._graph = _captured(env, lambda: self._step(env)) if env.device.type == "cuda" else None
         self._generation = env.memory_generation
+        self._constants = _places(constants(policy))
 
     def _step(self, env: CapturableEnv) -> None:
         """One step; everything it reads and writes stays where it is."""
@@ -133,12 +134,18 @@ class StepGraph:
         return self._record, self._observation.clone()
 
     def fits(self, env: CapturableEnv, policy: Policy, params: Params, action_noise: Tensor) -> bool:
-        """Whether it still serves: same policy, same shapes, and physics that has not moved to other memory."""
+        """Whether it still serves: same policy, same shapes, and physics and constants where they were in memory."""
         same_params = {name: value.shape for name, value in params.items()} == {
             name: value.shape for name, value in self._params.items()
         }
         same_noise = self._noise.shape == action_noise.shape and self._noise.dtype == action_noise.dtype
-        return self._policy is policy and self._generation == env.memory_generation and same_params and same_noise
+        same_memory = self._generation == env.memory_generation and self._constants == _places(constants(policy))
+        return self._policy is policy and same_memory and same_params and same_noise
+
+
+def _places(tensors: Params) -> dict[str, int]:
+    """Where tensors are in memory: a graph reads what is changed there, but not what stands elsewhere instead."""
+    return {name: value.data_ptr() for name, value in tensors.items()}
 
 
 _failed_graphs: list[torch.cuda.CUDAGraph] = []

@@ -54,7 +54,7 @@ def conjugate_gradient(
     direction = rhs.clone()
     squared = torch.dot(residual, residual)
     start = float(squared)
-    iterations = 0
+    curvature, iterations = squared, 0
     while iterations < iters and float(squared) > tolerance * tolerance * start:
         image = product(direction)
         curvature = torch.dot(direction, image)
@@ -68,7 +68,7 @@ def conjugate_gradient(
         direction = residual + following / squared * direction
         squared = following
     # A product that is not finite must not pass for one without curvature, nor such a right-hand side for zero.
-    if not math.isfinite(start) or (iterations > 0 and not math.isfinite(float(curvature))):
+    if not (math.isfinite(start) and math.isfinite(float(curvature))):
         return ConjugateGradientResult(solution, residual, math.nan, iterations)
     relative = math.sqrt(float(squared) / start) if start > 0 else 0.0
     return ConjugateGradientResult(solution, residual, relative, iterations)

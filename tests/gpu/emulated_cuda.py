@@ -195,6 +195,8 @@ class _Placement(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)  # a name, or a copy of one, places nothing
         generator = kwargs.get("generator")
         asked = kwargs.get("device")
         if generator is not None and asked is not None and torch.device(asked).type != generator.device.type:
