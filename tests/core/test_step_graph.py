@@ -122,11 +122,11 @@ def test_noise_of_a_device_is_a_function_of_its_key():
 
 def test_a_graph_sees_statistics_changed_in_place_and_is_made_anew_for_other_ones():
     env, policy, params = set_up("navigation-2d")
-    policy.register_buffer("mean", torch.zeros(2))
+    policy.register_buffer("centre", torch.zeros(2))
     noise = torch.zeros(env.horizon, TASKS, EPISODES, 2)
     first, _ = step_graph(env, policy, params, noise, lambda: env.reset(0).float())
-    policy.mean.fill_(1.0)
+    policy.centre.fill_(1.0)
     assert step_graph(env, policy, params, noise, lambda: env.reset(0).float())[0] is first
-    kept, policy.mean = policy.mean, torch.zeros(2)
+    kept, policy.centre = policy.centre, torch.zeros(2)
     assert step_graph(env, policy, params, noise, lambda: env.reset(0).float())[0] is not first
     assert bool((kept == 1.0).all())
