@@ -13,6 +13,7 @@ from metarl.noise import TaskNoise
 from metarl.ops import categorical, gaussian
 from metarl.ops.tree import expand_tasks, select_tasks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
+from metarl.step_graph import control_step
 
 TASKS = torch.tensor([[0.5, -1.0], [1.0, 0.0], [-2.0, 0.3]])
 HORIZON = 6
@@ -227,6 +228,28 @@ def test_a_task_whose_budget_is_full_starts_no_further_episode():
     collect(env, policy, per_task_params(policy, 2), TaskNoise((0, 1), 2), steps_per_task=16)
     assert env.started[0] == 2 and 16 <= env.started[1] <= 16 + 2
     assert not any(wave[0].any() for wave in env.waves[1:])
+
+
+def test_a_wave_has_as_many_episodes_as_the_lengths_so_far_say_are_missing():
+    """Of task 0 the first wave leaves 15 of 24 steps at a mean of 3: all three worlds; then 6, so two.
+
+    Task 1 lacks 6 at a mean of 6, so one episode, which is of length 1; and then 5 at a mean of 19 / 4, so two.
+    """
+    env = ScriptedEnv([[3] * 50, [8, 8, 2, 1, 8, 8, 8]], 3, 8)
+    policy = make_policy()
+    data = collect(env, policy, per_task_params(policy, 2), TaskNoise((0, 1), 2), steps_per_task=24)
+    assert [wave.sum(-1).tolist() for wave in env.waves] == [[3, 3], [3, 1], [2, 2]]
+    assert data.valid.flatten(1).sum(-1).tolist() == [24, 27]
+
+
+def test_what_is_truncated_before_the_horizon_is_over_too():
+    """The horizon is the most that an episode may take: an environment of its own may cut it off before."""
+    env, policy = PointEnv(TASKS, 4, HORIZON), make_policy()
+    observation, live = env.reset([1, 2, 3]), torch.ones(3, 4, dtype=torch.bool)
+    step, cut = env.step, torch.arange(4).expand(3, 4) == 1
+    env.step = lambda actions: dataclasses.replace(step(actions), truncated=cut)
+    now, _, after = control_step(env, policy, per_task_params(policy), torch.zeros(3, 4, 2), observation, live)
+    assert now.live.all() and torch.equal(after, ~cut)
 
 
 def test_a_budget_of_full_length_episodes_is_one_wave():
