@@ -10,39 +10,33 @@ from typing import Any
 
 import pytest
 import torch
-from witness import HORIZON, Draw, Log, WitnessedFamily, equal, navigation, phases, witnessed
+from witness import (
+    CONFIG,
+    HORIZON,
+    SEED,
+    VALIDATION_SEED,
+    Draw,
+    Log,
+    WitnessedFamily,
+    equal,
+    navigation,
+    phases,
+    witnessed,
+)
 
 from envs.family import TaskFamily
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
-from metarl.experiment.config import PolicyConfig, TrainConfig, ValidationConfig
 from metarl.experiment import evaluate_run as protocol
+from metarl.experiment.config import TrainConfig
 from metarl.experiment.loading import LoadedRun, load_run
-from metarl.experiment.policy_run import PolicyValidation, make_learner, make_policy, make_trainer
-from metarl.experiment.run_directory import RunDirectory
+from metarl.experiment.policy_run import PolicyValidation, make_learner, make_policy
 from metarl.noise import EVALUATION, MEASUREMENT, TRAINING, VALIDATION, TaskNoise
 from metarl.policies import GaussianMLPPolicy
 from metarl.rollout_adaptation import AdvantageSettings
 from metarl.visualize import show
-
-SEED = 7
-VALIDATION_SEED = 2**31 - 1
-LEARNER = LearnerConfig(
-    meta_batch_size=3, episodes_per_task=2, num_inner_steps=2, inner_lr=0.3, later_lr_factor=0.25, gamma=0.9,
-    gae_lambda=0.8, cg_iters=2,
-)  # fmt: skip
-CONFIG = TrainConfig(
-    algorithm="maml-trpo",
-    family="navigation-2d@maml2017",
-    iterations=3,
-    seed=SEED,
-    num_threads=1,
-    policy=PolicyConfig(hidden_sizes=(4,), init_std=0.5),
-    validation=ValidationConfig(every=2, num_tasks=5, steps=3),
-    learner=LEARNER,
-)
 
 
 def with_learner(config: TrainConfig = CONFIG, **changes: Any) -> TrainConfig:
@@ -306,7 +300,7 @@ def test_evaluation_takes_twice_the_data_of_training_unless_told(
 
 def test_evaluation_adapts_the_runs_parameters_by_the_runs_own_inner_loop(family: WitnessedFamily) -> None:
     run = make_run(family)
-    chosen = dataclasses.replace(LEARNER, inner_lr=0.7).inner_loop(run.policy)
+    chosen = dataclasses.replace(CONFIG.learner, inner_lr=0.7).inner_loop(run.policy)
     run = dataclasses.replace(run, inner=chosen)
     evaluated(run, family.published_tasks(), num_steps=3, episodes_per_task=2)
     (adaptation,) = family.log.adaptations
@@ -372,19 +366,6 @@ def test_a_loaded_run_adapts_its_own_parameters(family: WitnessedFamily) -> None
 
 
 # A whole run.
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
-    """A run that chose its step size by validation, and everything that its training asked for."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    validation = dataclasses.replace(CONFIG.validation, inner_lrs=(0.01, 2.0))
-    config = dataclasses.replace(CONFIG, validation=validation)
-    with witnessed() as family:
-        learner = make_learner(family, config)
-        with RunDirectory.create(path, config) as run:
-            make_trainer(learner, config, run, resume=False).train()
-        return path, family.log
 
 
 def test_a_whole_training_draws_training_tasks_only_and_no_stream_serves_two_collections(

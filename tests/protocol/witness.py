@@ -14,10 +14,28 @@ from torch import Tensor
 from envs.family import TaskFamily
 from envs.navigation import Navigation2D, Navigation2DConfig
 from metarl import noise
+from metarl.algorithms.config import LearnerConfig
+from metarl.experiment.config import PolicyConfig, TrainConfig, ValidationConfig
 from metarl.inner_loop import InnerLoop
 from metarl.types import Params
 
 HORIZON = 5
+SEED = 7
+VALIDATION_SEED = 2**31 - 1
+LEARNER = LearnerConfig(
+    meta_batch_size=3, episodes_per_task=2, num_inner_steps=2, inner_lr=0.3, later_lr_factor=0.25, gamma=0.9,
+    gae_lambda=0.8, cg_iters=2,
+)  # fmt: skip
+CONFIG = TrainConfig(
+    algorithm="maml-trpo",
+    family="navigation-2d@maml2017",
+    iterations=3,
+    seed=SEED,
+    num_threads=1,
+    policy=PolicyConfig(hidden_sizes=(4,), init_std=0.5),
+    validation=ValidationConfig(every=2, num_tasks=5, steps=3),
+    learner=LEARNER,
+)
 
 
 class Draw(NamedTuple):
