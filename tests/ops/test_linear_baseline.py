@@ -120,6 +120,16 @@ def test_a_task_gets_ten_times_the_regularisation_until_its_system_is_positive_d
     assert weights[4].tolist() == [0.0, 0.0], "one that never becomes so has no baseline"
 
 
+def test_a_system_that_is_not_positive_definite_is_not_taken_for_solved():
+    """Rounding makes the second pivot negative: LAPACK stops there, and its factor is finite but only half done."""
+    a, b = 7736065.949538915, 7373395.184070122
+    phi = torch.tensor([[[[a, b, 0.0], [0.0, 0.0, 2.0]]]], dtype=torch.float64)
+    targets, valid = torch.full((1, 1, 2), 3.0, dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.bool)
+    values = predict(phi, fit(phi, targets, valid))
+    # By the try that succeeds the regularisation is at most 0.1, of the 4 + 0.1 of the third feature.
+    assert values.flatten().tolist() == pytest.approx([3.0, 3.0], rel=0.03)
+
+
 def test_padding_changes_nothing_and_is_valued_zero():
     observations, valid, targets = data()
     phi = features(observations, valid)

@@ -1,5 +1,6 @@
 """Conjugate gradient and the trust-region step on quadratics, where everything has a closed form."""
 
+import inspect
 import math
 
 import pytest
@@ -198,6 +199,12 @@ def test_a_kl_just_within_the_bound_is_accepted():
     problem = Quadratic()
     problem.kl_factor = 1 - 1e-6
     assert problem.step(0.01).step_fraction == 1.0
+
+
+def test_left_to_themselves_settings_are_those_of_the_published_learner():
+    defaults = {name: p.default for name, p in inspect.signature(trust_region_step).parameters.items()}
+    names = ("cg_iters", "cg_damping", "cg_tolerance", "line_search_steps", "line_search_decay")
+    assert [defaults[name] for name in names] == [10, 1e-5, 0.0, 15, 0.8]
 
 
 def assert_refused(problem, step):
