@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import torch
 import envs
 from envs import registry
 from envs.family import TaskFamily
+from envs.navigation import Navigation2D, Navigation2DConfig
 
 ALL_VARIANTS = registry.names()
 PHYSICS = "halfcheetah-vel"
@@ -292,6 +294,15 @@ def test_new_tasks_change_the_reward(family: TaskFamily) -> None:
     assert torch.equal(new.observation, old.observation)
     assert torch.equal(new.reward, expected.reward)
     assert family.spec.id == SPARSE or not torch.equal(new.reward, old.reward)
+
+
+def test_policy_actions_span_the_range_of_the_environment_also_where_it_is_lopsided() -> None:
+    problem = Navigation2D(Navigation2DConfig())
+    problem.spec = dataclasses.replace(problem.spec, action_low=(-0.1, 0.0), action_high=(0.3, 0.5), action_scale=2.0)
+    env = TaskFamily(problem).batch(torch.zeros(1, 2), 1)
+    actions = torch.tensor([[-2.0, -2.0], [2.0, 2.0], [0.0, 0.0], [1.0, -1.0], [9.0, -9.0]])
+    expected = torch.tensor([[-0.1, 0.0], [0.3, 0.5], [0.1, 0.25], [0.2, 0.125], [0.3, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(env.applied_action(actions), expected, rtol=0, atol=1e-15)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

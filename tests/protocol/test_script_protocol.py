@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from witness import CONFIG, Draw, Log, WitnessedFamily, equal, phases, witnessed
+from witness import CONFIG, VALIDATION_SEED, Draw, Log, WitnessedFamily, equal, phases, witnessed
 
 from metarl.evaluation import AdaptationCurve
 from metarl.experiment import fewshot_run
@@ -20,7 +20,7 @@ from metarl.experiment.fewshot_config import FewShotConfig
 from metarl.experiment.policy_run import make_policy
 from metarl.experiment.presets import preset
 from metarl.fewshot.data.images import ImageClasses
-from metarl.noise import EVALUATION, MEASUREMENT
+from metarl.noise import EVALUATION, MEASUREMENT, TRAINING, VALIDATION
 from metarl.visualize import show
 
 Run = Callable[..., tuple[int, str, str]]
@@ -44,6 +44,27 @@ def family(run_script: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Witness
 def meta_of(run: Path, checkpoint: str) -> tuple[dict[str, torch.Tensor], float]:
     state = torch.load(run / "checkpoints" / f"{checkpoint}.pt", weights_only=True)
     return state["learner"]["params"], state["inner_lr"]
+
+
+# train.py
+
+
+def test_the_seed_of_a_training_reaches_its_policy_tasks_and_noise(
+    run_script: Run, family: WitnessedFamily, tmp_path: Path
+) -> None:
+    sizes = ("--meta-batch-size", 2, "--episodes-per-task", 1, "--steps-per-task", 0, "--hidden-sizes", 4)
+    flags = (*sizes, "--iterations", 1, "--validation.num-tasks", 2, "--num-threads", 1)
+    weights = []
+    for seed in (3, 4):
+        family.log.clear()
+        path = tmp_path / str(seed)
+        code, _, err = run_script("train", "maml-vpg", *flags, "--seed", seed, "--run-dir", path)
+        assert code == 0, err
+        assert {(draw.split, draw.seed) for draw in family.log.draws} == {("train", seed), ("train", VALIDATION_SEED)}
+        assert {key[:2] for key in family.log.streams} == {(TRAINING, seed), (VALIDATION, seed)}
+        assert json.loads((path / "config.json").read_text())["seed"] == seed
+        weights.append(family.log.adaptations[0].meta)
+    assert not equal(*weights)
 
 
 # evaluate.py
