@@ -13,7 +13,6 @@ from metarl.noise import TaskNoise
 from metarl.ops import categorical, gaussian
 from metarl.ops.tree import expand_tasks, select_tasks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
-from metarl.step_graph import control_step
 
 TASKS = torch.tensor([[0.5, -1.0], [1.0, 0.0], [-2.0, 0.3]])
 HORIZON = 6
@@ -242,14 +241,21 @@ def test_a_wave_has_as_many_episodes_as_the_lengths_so_far_say_are_missing():
     assert data.valid.flatten(1).sum(-1).tolist() == [24, 27]
 
 
-def test_what_is_truncated_before_the_horizon_is_over_too():
-    """The horizon is the most that an episode may take: an environment of its own may cut it off before."""
-    env, policy = PointEnv(TASKS, 4, HORIZON), make_policy()
-    observation, live = env.reset([1, 2, 3]), torch.ones(3, 4, dtype=torch.bool)
-    step, cut = env.step, torch.arange(4).expand(3, 4) == 1
-    env.step = lambda actions: dataclasses.replace(step(actions), truncated=cut)
-    now, _, after = control_step(env, policy, per_task_params(policy), torch.zeros(3, 4, 2), observation, live)
-    assert now.live.all() and torch.equal(after, ~cut)
+class CutEnv(PointEnv):
+    """Cuts its second episode off after three steps, and goes on saying so."""
+
+    def step(self, actions):
+        step = super().step(actions)
+        cut = (self.t >= 3) & (torch.arange(self.episodes_per_task) == 1)
+        self.ended = self.ended | cut
+        return dataclasses.replace(step, truncated=step.truncated | cut)
+
+
+def test_an_episode_that_is_cut_off_before_the_horizon_is_over_there():
+    policy = make_policy()
+    data = collect(CutEnv(TASKS, 4, HORIZON), policy, per_task_params(policy), TaskNoise((0,), 3))
+    assert data.valid.sum(-1).tolist() == [[HORIZON, 3, HORIZON, HORIZON]] * 3
+    assert data.truncated[:, 1].nonzero().tolist() == [[0, 2], [1, 2], [2, 2]]
 
 
 def test_a_budget_of_full_length_episodes_is_one_wave():
