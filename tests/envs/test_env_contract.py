@@ -305,6 +305,24 @@ def test_policy_actions_span_the_range_of_the_environment_also_where_it_is_lopsi
     torch.testing.assert_close(env.applied_action(actions), expected, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_a_finished_lane_stays_finished_while_another_starts_anew(end: str) -> None:
+    family = TaskFamily(Navigation2D(Navigation2DConfig(horizon=2, goal_tolerance=0.06)))
+    goal = [[0.1, 0.0]] if end == "terminated" else [[0.5, 0.5]]
+    env = family.batch(torch.tensor(goal), 2)
+    env.reset(0)
+    right = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    for _ in range(1 if end == "terminated" else 2):
+        step = env.step(right)
+    assert getattr(step, end).all()
+    env.reset(0, torch.tensor([[True, False]]))
+    step = env.step(0.1 * right)
+    assert getattr(step, end).tolist() == [[False, True]]
+    assert float(step.reward[0, 0]) < 0 and float(step.reward[0, 1]) == 0
+    x = 0.1 if end == "terminated" else 0.2
+    assert step.observation[0, :, 0].tolist() == pytest.approx([0.01, x])
+
+
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean halfcheetah-vel"):
         envs.make("halfcheeta-vel")

@@ -311,6 +311,8 @@ def test_episodes_that_end_early_are_the_cpus(budget):
     for name in ("observations", "rewards", "log_prob"):
         ours, reference = getattr(gpu, name)[cpu.valid], getattr(cpu, name)[cpu.valid]
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    played = cpu.valid.any(-1)
+    torch.testing.assert_close(gpu.final_observation[played], cpu.final_observation[played], rtol=1e-4, atol=1e-4)
     assert cpu.num_steps() == gpu.num_steps()
 
 
