@@ -81,6 +81,21 @@ def test_the_best_of_a_resumed_run_is_the_best_of_all(tmp_path: Path, monkeypatc
         train(run, monkeypatch, {}, iterations=5)
 
 
+def test_a_resumed_run_keeps_the_step_size_that_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choosing(self: PolicyValidation) -> tuple[float, dict[str, float]]:
+        self.inner_lr = 2.0
+        return 1.0, {}
+
+    chosen = []
+    for validate, iterations in ((choosing, 3), (lambda self: (0.0, {}), 5)):
+        config = dataclasses.replace(STILL, iterations=iterations)
+        monkeypatch.setattr(PolicyValidation, "__call__", validate)
+        with RunDirectory.resume(tmp_path / "run") if chosen else RunDirectory.create(tmp_path / "run", config) as run:
+            make_trainer(make_learner(navigation(), config), config, run, resume=bool(chosen)).train()
+        chosen.append(torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["inner_lr"])
+    assert chosen == [2.0, 2.0] and CONFIG.learner.inner_lr != 2.0
+
+
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = train(tmp_path / "run", monkeypatch, {2: math.nan, 4: -7.0, 5: math.nan})
     assert checkpoints(tmp_path / "run")["best"] == 4
