@@ -37,6 +37,7 @@ from metarl.noise import EVALUATION, MEASUREMENT, TRAINING, VALIDATION, TaskNois
 from metarl.policies import GaussianMLPPolicy
 from metarl.rollout_adaptation import AdvantageSettings
 from metarl.visualize import show
+from metarl.visualize.video import record_before_after
 
 
 def with_learner(config: TrainConfig = CONFIG, **changes: Any) -> TrainConfig:
@@ -460,12 +461,22 @@ def test_a_path_figure_is_of_the_evaluation(
 
 @pytest.mark.parametrize(("seed", "sampled"), [(0, True), (5, True), (5, False)])
 def test_a_video_shows_the_adapted_policies_on_their_tasks_with_noise_of_its_own(
-    pictures: list[Any], tmp_path: Path, seed: int, sampled: bool
+    pictures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, sampled: bool
 ) -> None:
+    recorded, record = [], show.record_before_after
+
+    def recording(*args: Any, **options: Any) -> Any:
+        recorded.append((args, options))
+        return record(*args, **options)
+
+    monkeypatch.setattr(show, "record_before_after", recording)
     with witnessed(video_family()) as family:
         run = make_run(family, path=tmp_path)
         shown = list(show.show_run(run, tmp_path, num_steps=2, seed=seed, sampled=sampled))
-        tasks, curve = family.published_tasks(), None
+        tasks = family.published_tasks()
+        ((_, _, before, after, *_), options) = recorded[0]
+        trajectory = family.log.adaptations[0].trajectory
+        assert equal(before, trajectory[0]) and equal(after, trajectory[2]) and options["sampled"] == sampled
         evaluation, video = family.log.worlds
         assert torch.equal(evaluation.tasks, tasks) and evaluation.episodes == 4
         assert phases(EVALUATION, seed, last=2) < set(family.log.streams)
@@ -484,6 +495,28 @@ def test_a_video_shows_the_adapted_policies_on_their_tasks_with_noise_of_its_own
     for index, picture in zip(indices, shown, strict=False):
         first, last = curve.returns[index, [0, -1]].tolist()
         assert picture.note.endswith(f"return in evaluation {first:.1f} -> {last:.1f}")
+
+
+def test_pictures_of_drawn_tasks_follow_the_seed_and_the_budget_of_the_run(pictures: list[Any], tmp_path: Path) -> None:
+    with witnessed(navigation(num_published=0)) as family:
+        run = make_run(family, with_learner(steps_per_task=11), path=tmp_path)
+        list(show.show_run(run, tmp_path, num_steps=1, num_shown=2, seed=5))
+        assert family.log.draws == [Draw(40, "test", 5, 0)]
+        assert [worlds.episodes for worlds in family.log.worlds] == [5], "2 x 11 steps at horizon 5"
+
+
+def test_a_video_of_mean_actions_has_no_noise() -> None:
+    family = navigation(horizon=3)
+    run, tasks = make_run(family), family.published_tasks()
+    params = run.inner.start(run.params, 4)
+
+    def rewards(sampled: bool, seed: int) -> torch.Tensor:
+        key = (EVALUATION, seed, 2)
+        return record_before_after(
+            family, run.policy, params, params, tasks, [0, 3], noise_key=key, sampled=sampled
+        ).rewards  # fmt: skip
+
+    assert torch.equal(rewards(False, 0), rewards(False, 1)) and not torch.equal(rewards(True, 0), rewards(True, 1))
 
 
 # Settings that published protocols fix.

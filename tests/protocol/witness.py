@@ -65,12 +65,12 @@ class Start(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """Inner steps on fresh rollouts: from which meta-parameters, how many, of which sizes."""
+    """Inner steps on fresh rollouts: from which meta-parameters, of which sizes, and where they led."""
 
     meta: Params
     num_tasks: int
     sizes: list[Any]
-    adapted: str
+    trajectory: list[Params]
 
 
 @dataclass
@@ -161,10 +161,11 @@ def witnessed(family: TaskFamily | None = None) -> Iterator[WitnessedFamily]:
     def logged_adapt(
         self: InnerLoop, meta: Params, batches: Any, num_tasks: int, num_steps: int, *args: Any, **kwargs: Any
     ) -> Any:
+        trajectory = adapt(self, meta, batches, num_tasks, num_steps, *args, **kwargs)
         if callable(batches):  # fresh rollouts, not the outer loop's repetition of recorded ones
             copy = {name: value.clone() for name, value in meta.items()}
-            log.adaptations.append(Adaptation(copy, num_tasks, self.step_sizes(meta, num_steps), self.adapted))
-        return adapt(self, meta, batches, num_tasks, num_steps, *args, **kwargs)
+            log.adaptations.append(Adaptation(copy, num_tasks, self.step_sizes(meta, num_steps), trajectory))
+        return trajectory
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "task_seeds", logged_seeds)
