@@ -147,6 +147,20 @@ def test_another_seed_is_another_network_and_other_tasks() -> None:
     assert equal(one.params, same.params) and not equal(one.params, other.params)
 
 
+def test_the_outer_step_size_falls_over_the_iterations_of_the_run() -> None:
+    moves = []
+    for decay in (0.0, 1.0):
+        settings = dataclasses.replace(WAVES.learner, outer_optimizer="sgd", outer_lr_decay=decay)
+        config = dataclasses.replace(WAVES, iterations=4, learner=settings)
+        learner = make_fewshot_learner(config, make_source(config))
+        learner.iteration = 3
+        before = learner.params
+        learner.iterate()
+        moves.append({name: value - before[name] for name, value in learner.params.items()})
+    for name, move in moves[0].items():
+        torch.testing.assert_close(moves[1][name], 0.25 * move, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("config", [WAVES, IMAGES], ids=["waves", "images"])
 def test_validation_scores_the_learner_on_one_draw_of_its_own_split(log: Log, config: FewShotConfig) -> None:
     learner = make_fewshot_learner(config, make_source(config))
