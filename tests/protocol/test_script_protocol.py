@@ -129,6 +129,51 @@ def test_several_runs_are_evaluated_on_the_same_tasks_with_the_same_noise(
     assert len(family.log.starts) == 4 and set(family.log.draws) == {Draw(3, "test", 5, 0)}
 
 
+class StandInRun:
+    """Stands in for a loaded few-shot run."""
+
+    def __init__(self, config: FewShotConfig, asked: list[Any], path: Path = Path("run")) -> None:
+        self.config, self._asked, self.path = config, asked, path
+        self.checkpoint, self.iteration = "best", 1
+        self.source = fewshot_run.make_source(FewShotConfig(dataset="sinusoid"))
+
+    def evaluate(self, num_tasks: int, num_steps: int, seed: int = 0) -> AdaptationCurve:
+        self._asked.append((self.config.method, self.config.ways, self.config.seed, num_tasks, num_steps, seed))
+        return AdaptationCurve(torch.zeros(2, num_steps + 1, dtype=torch.float64), 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "loaded", "asked"),
+    [
+        ((), ("best", None), (600, 3, 0)),
+        (("--num-tasks", 5, "--steps", 1, "--seed", 9), ("best", None), (5, 1, 9)),
+        (("--checkpoint", "last", "--shots", 2), ("last", 2), (600, 3, 0)),
+    ],
+)
+def test_flags_of_an_evaluation_reach_a_few_shot_run(
+    run_script: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: Any, loaded: Any, asked: Any
+) -> None:
+    script, seen, tested = importlib.import_module("_evaluate_fewshot"), [], []
+
+    def load(path: Path, checkpoint: str = "best", shots: int | None = None) -> StandInRun:
+        seen.append((checkpoint, shots))
+        return StandInRun(FewShotConfig("maml", "sinusoid"), tested, path)
+
+    monkeypatch.setattr(importlib.import_module("_common"), "is_fewshot_run", lambda path: True)
+    monkeypatch.setattr(script, "load_fewshot_run", load)
+    code, _, err = run_script("evaluate", tmp_path, *flags)
+    assert code == 0, err
+    assert seen == [loaded] and [of_run[3:] for of_run in tested] == [asked]
+    assert (tmp_path / "evaluation_best.json").exists() == (not flags)
+
+
+def test_a_pretrained_runs_table_is_never_replaced(run_script: Run) -> None:
+    script, common = importlib.import_module("_evaluation"), importlib.import_module("_common")
+    arguments = importlib.import_module("evaluate").Arguments((Path("x"),))
+    assert script.is_default_protocol(arguments, Path("x"))
+    assert not script.is_default_protocol(arguments, common.REPOSITORY / "pretrained" / "x")
+
+
 # visualize.py
 
 
@@ -216,22 +261,6 @@ def test_the_presets_of_the_published_protocols_are_what_they_were() -> None:
     assert preset("from-scratch", "navigation-2d@maml2017").validation.steps == 50
     trained = {name: preset(name, "halfcheetah-vel@plain").validation.steps for name in ("promp", "reptile")}
     assert trained == {"promp": 1, "reptile": 3}, "what is trained is what is validated"
-
-
-class StandInRun:
-    """Stands in for a loaded few-shot run."""
-
-    def __init__(self, config: FewShotConfig, asked: list[Any]) -> None:
-        self.config, self._asked = config, asked
-        self.checkpoint, self.iteration, self.source = (
-            "best",
-            1,
-            fewshot_run.make_source(FewShotConfig(dataset="sinusoid")),
-        )
-
-    def evaluate(self, num_tasks: int, num_steps: int, seed: int = 0) -> AdaptationCurve:
-        self._asked.append((self.config.method, self.config.ways, self.config.seed, num_tasks, num_steps, seed))
-        return AdaptationCurve(torch.zeros(2, num_steps + 1, dtype=torch.float64), 0)
 
 
 def test_a_replication_of_few_shot_methods_trains_every_seed_and_tests_on_the_evaluations_tasks(
