@@ -140,6 +140,23 @@ def test_a_lane_that_diverges_voids_the_update_which_is_counted_and_leaves_param
     assert not equal_trees(subject.params, before), "training goes on afterwards"
 
 
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_a_lane_that_diverges_in_any_phase_is_counted_and_voids_the_update(phase):
+    """Before either inner step, or after both: the first steps of one lane, of which there is one in every phase."""
+    seen = []
+
+    def poison(*where):
+        if where == (1, 2, 0):
+            seen.append(where)
+        return where == (1, 2, 0) and len(seen) == phase + 1
+
+    subject = learner(family=PointFamily(poison=poison))
+    (metrics,) = metrics_of(subject, 1)
+    # A policy adapted on what is not finite is not finite either.
+    assert len(seen) == 3 and metrics["skipped_updates"] == 1
+    assert metrics["nonfinite_steps"] == 1 if phase == 2 else metrics["nonfinite_steps"] > 1
+
+
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_voids_the_update(monkeypatch, garbage):
     subject = learner()

@@ -229,6 +229,51 @@ def test_a_task_whose_budget_is_full_starts_no_further_episode():
     assert not any(wave[0].any() for wave in env.waves[1:])
 
 
+class CountedNoise:
+    """Noise that remembers for which waves it was asked."""
+
+    def __init__(self, noise):
+        self.noise, self.starts, self.actions = noise, [], []
+
+    def reset_seeds(self, wave):
+        self.starts.append(wave)
+        return self.noise.reset_seeds(wave)
+
+    def action_noise(self, wave, *rest):
+        self.actions.append(wave)
+        return self.noise.action_noise(wave, *rest)
+
+
+def test_a_wave_has_as_many_episodes_as_the_lengths_so_far_say_are_missing():
+    """Of task 0 the first wave leaves 14 of 23 steps at a mean of 3: all three worlds; then 5, so two.
+
+    Task 1 lacks 5 at a mean of 6, so one episode, which is of length 1; and then 4 at a mean of 19 / 4, so one.
+    """
+    env = ScriptedEnv([[3] * 50, [8, 8, 2, 1, 8, 8, 8]], 3, 8)
+    policy, noise = make_policy(), CountedNoise(TaskNoise((0, 1), 2))
+    data = collect(env, policy, per_task_params(policy, 2), noise, steps_per_task=23)
+    assert [wave.sum(-1).tolist() for wave in env.waves] == [[3, 3], [3, 1], [2, 1]]
+    assert data.valid.flatten(1).sum(-1).tolist() == [24, 27]
+    assert noise.starts == noise.actions == [0, 1, 2], "each wave has noise of its own"
+
+
+class CutEnv(PointEnv):
+    """Cuts its second episode off after three steps, and goes on saying so."""
+
+    def step(self, actions):
+        step = super().step(actions)
+        cut = (self.t >= 3) & (torch.arange(self.episodes_per_task) == 1)
+        self.ended = self.ended | cut
+        return dataclasses.replace(step, truncated=step.truncated | cut)
+
+
+def test_an_episode_that_is_cut_off_before_the_horizon_is_over_there():
+    policy = make_policy()
+    data = collect(CutEnv(TASKS, 4, HORIZON), policy, per_task_params(policy), TaskNoise((0,), 3))
+    assert data.valid.sum(-1).tolist() == [[HORIZON, 3, HORIZON, HORIZON]] * 3
+    assert data.truncated[:, 1].nonzero().tolist() == [[0, 2], [1, 2], [2, 2]]
+
+
 def test_a_budget_of_full_length_episodes_is_one_wave():
     env = ScriptedEnv([[8] * 50] * 2, worlds_for_budget(30, 8), 8)
     policy = make_policy()

@@ -180,6 +180,24 @@ def test_rows_are_a_tasks_valid_steps_in_order_and_padding_is_zero():
             assert torch.equal(kept[i, :n], recorded[i][data.valid[i]])
 
 
+def test_the_first_row_of_every_episode_is_told():
+    """Also where padding is left out, and of episodes of a single step."""
+    for data in (rollout(LENGTHS), rollout([[5, 5], [5, 5]]), rollout([[1, 1, 2, 1]], times=2)):
+        rows = to_samples(data, data.rewards)
+        for i in range(len(data.valid)):
+            lengths = [int(n) for n in data.valid[i].sum(-1) if n]
+            expected = [t == 0 for n in lengths for t in range(n)]
+            assert rows.starts[i].tolist() == expected + [False] * (rows.starts.shape[1] - len(expected))
+
+
+def test_valid_rows_come_first_where_all_rows_are_needed_but_not_by_every_task():
+    data = rollout([[5, 5], [3, 4]])
+    rows = to_samples(poisoned(data, math.nan), data.rewards)
+    assert rows.valid.tolist() == [[True] * 10, [True] * 7 + [False] * 3]
+    assert torch.equal(rows.observations[1, :7], data.observations[1][data.valid[1]])
+    assert not rows.observations[1, 7:].any()
+
+
 def test_few_numbers_of_rows_occur_and_none_beyond_what_there_is():
     found = set()
     for length in range(1, 50, 4):

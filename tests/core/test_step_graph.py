@@ -104,6 +104,12 @@ def test_warming_up_leaves_the_fixed_memory_in_range():
     for _ in range(env.horizon + 3):
         graph._step(env)
     assert int(graph._t) == 3
+    live = torch.ones(TASKS, EPISODES, dtype=torch.bool)
+    noise = torch.randn(env.horizon, TASKS, EPISODES, 2, generator=torch.Generator().manual_seed(0))
+    record, last = graph.run(env, params, noise, env.reset(0).float(), live)
+    fresh = StepGraph(env, policy, params, noise)
+    again, same = fresh.run(env, params, noise, env.reset(0).float(), live)
+    assert torch.equal(record.action, again.action) and torch.equal(last, same), "an episode begins at its beginning"
 
 
 def test_noise_of_a_device_is_a_function_of_its_key():

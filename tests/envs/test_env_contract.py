@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ import torch
 import envs
 from envs import registry
 from envs.family import TaskFamily
+from envs.navigation import Navigation2D, Navigation2DConfig
 
 ALL_VARIANTS = registry.names()
 PHYSICS = "halfcheetah-vel"
@@ -292,6 +294,33 @@ def test_new_tasks_change_the_reward(family: TaskFamily) -> None:
     assert torch.equal(new.observation, old.observation)
     assert torch.equal(new.reward, expected.reward)
     assert family.spec.id == SPARSE or not torch.equal(new.reward, old.reward)
+
+
+def test_policy_actions_span_the_range_of_the_environment_also_where_it_is_lopsided() -> None:
+    problem = Navigation2D(Navigation2DConfig())
+    problem.spec = dataclasses.replace(problem.spec, action_low=(-0.1, 0.0), action_high=(0.3, 0.5), action_scale=2.0)
+    env = TaskFamily(problem).batch(torch.zeros(1, 2), 1)
+    actions = torch.tensor([[-2.0, -2.0], [2.0, 2.0], [0.0, 0.0], [1.0, -1.0], [9.0, -9.0]])
+    expected = torch.tensor([[-0.1, 0.0], [0.3, 0.5], [0.1, 0.25], [0.2, 0.125], [0.3, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(env.applied_action(actions), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_a_finished_lane_stays_finished_while_another_starts_anew(end: str) -> None:
+    family = TaskFamily(Navigation2D(Navigation2DConfig(horizon=2, goal_tolerance=0.06)))
+    goal = [[0.1, 0.0]] if end == "terminated" else [[0.5, 0.5]]
+    env = family.batch(torch.tensor(goal), 2)
+    env.reset(0)
+    right = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    for _ in range(1 if end == "terminated" else 2):
+        step = env.step(right)
+    assert getattr(step, end).all()
+    env.reset(0, torch.tensor([[True, False]]))
+    step = env.step(0.1 * right)
+    assert getattr(step, end).tolist() == [[False, True]]
+    assert float(step.reward[0, 0]) < 0 and float(step.reward[0, 1]) == 0
+    x = 0.1 if end == "terminated" else 0.2
+    assert step.observation[0, :, 0].tolist() == pytest.approx([0.01, x])
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -14,6 +14,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 import envs
+from envs.family import TaskFamily
+from envs.navigation import Navigation2D, Navigation2DConfig
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.meta_learner import MetaLearner, make_chunks
@@ -289,6 +291,29 @@ def test_the_raw_physics_of_a_benchmark_holds_what_its_graph_works_on(monkeypatc
     gc.collect()
     assert made[0]() is not None
     step(torch.zeros(2, TASKS * 2, 6, device="cuda"))
+
+
+@pytest.mark.parametrize("budget", [None, 24])
+def test_episodes_that_end_early_are_the_cpus(budget):
+    """A wide goal ends some episodes before the horizon; what follows in a replayed graph is no step of theirs."""
+    family = TaskFamily(Navigation2D(Navigation2DConfig(horizon=8, goal_tolerance=0.2)))
+    policy, tasks = GaussianMLPPolicy(2, 2, (16,)), torch.tensor([[0.25, 0.0], [0.3, 0.3], [0.2, -0.25], [0.9, 0.9]])
+    rollouts = []
+    for device in ("cpu", "cuda"):
+        params = {n: v.to(device) for n, v in expand_tasks(initial_params(policy), TASKS).items()}
+        noise, env = TaskNoise((0, 5), TASKS), family.batch(tasks, EPISODES, device)
+        rollouts.append(collect(env, policy, params, noise, steps_per_task=budget))
+    cpu, gpu = rollouts[0], tree_map(lambda x: x.cpu(), rollouts[1])
+    lengths = cpu.valid.sum(-1)
+    assert ((lengths > 0) & (lengths < 8)).sum() > 5 and (lengths == 8).any()
+    for name in ("valid", "terminated", "truncated"):
+        assert torch.equal(getattr(cpu, name), getattr(gpu, name)), name
+    for name in ("observations", "rewards", "log_prob"):
+        ours, reference = getattr(gpu, name)[cpu.valid], getattr(cpu, name)[cpu.valid]
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    played = cpu.valid.any(-1)
+    torch.testing.assert_close(gpu.final_observation[played], cpu.final_observation[played], rtol=1e-4, atol=1e-4)
+    assert cpu.num_steps() == gpu.num_steps()
 
 
 def test_waves_for_a_step_budget():

@@ -99,6 +99,37 @@ def test_fewer_steps_than_features_fit_without_blowing_up():
     assert float(weights.abs().max()) < 10
 
 
+def test_a_task_gets_ten_times_the_regularisation_until_its_system_is_positive_definite():
+    """Two equal features s: the system is singular as long as rounding swallows what is added to s^2 = 2^(2k).
+
+    Of 1e-5, 1e-4 ... the third is the first to count for k = 20.5, the fourth for k = 23, the fifth for k = 24.5, and
+    none of five for k = 25.5.
+    """
+    first_good = {-10.0: 0, 20.5: 2, 23.0: 3, 24.5: 4, 25.5: None}
+    scales = [2.0**power for power in first_good]
+    for scale, expected in zip(scales, first_good.values(), strict=True):
+        counting = [n for n in range(5) if scale**2 + 1e-5 * 10**n > scale**2]
+        assert (counting[0] if counting else None) == expected
+    phi = torch.tensor(scales, dtype=torch.float64).reshape(5, 1, 1, 1).expand(5, 1, 1, 2)
+    targets, valid = torch.full((5, 1, 1), 3.0, dtype=torch.float64), torch.ones(5, 1, 1, dtype=torch.bool)
+    weights = fit(phi, targets, valid)
+    values = predict(phi, weights).flatten().tolist()
+    # (2 s^2 + rho) w = s R. The healthy task keeps the solution of its first try, whatever the others still need.
+    assert values[0] == pytest.approx(3 * 2 * 2.0**-20 / (2 * 2.0**-20 + 1e-5), rel=1e-9)
+    assert values[1:4] == pytest.approx([3.0] * 3, rel=1e-3)
+    assert weights[4].tolist() == [0.0, 0.0], "one that never becomes so has no baseline"
+
+
+def test_a_system_that_is_not_positive_definite_is_not_taken_for_solved():
+    """Rounding makes the second pivot negative: LAPACK stops there, and its factor is finite but only half done."""
+    a, b = 7736065.949538915, 7373395.184070122
+    phi = torch.tensor([[[[a, b, 0.0], [0.0, 0.0, 2.0]]]], dtype=torch.float64)
+    targets, valid = torch.full((1, 1, 2), 3.0, dtype=torch.float64), torch.ones(1, 1, 2, dtype=torch.bool)
+    values = predict(phi, fit(phi, targets, valid))
+    # By the try that succeeds the regularisation is at most 0.1, of the 4 + 0.1 of the third feature.
+    assert values.flatten().tolist() == pytest.approx([3.0, 3.0], rel=0.03)
+
+
 def test_padding_changes_nothing_and_is_valued_zero():
     observations, valid, targets = data()
     phi = features(observations, valid)

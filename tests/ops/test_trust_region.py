@@ -1,5 +1,6 @@
 """Conjugate gradient and the trust-region step on quadratics, where everything has a closed form."""
 
+import inspect
 import math
 
 import pytest
@@ -203,6 +204,29 @@ def test_an_actual_kl_beyond_the_bound_shortens_the_step():
     step = problem.step(0.01, line_search_decay=0.5)
     assert (step.accepted, step.step_fraction) == (True, 0.5)
     assert 0.0099 < step.kl <= 0.01
+
+
+@pytest.mark.parametrize("excess", [1e-6, 0.02, 0.3, 0.49])
+def test_a_kl_a_little_beyond_the_bound_is_beyond_it(excess):
+    """The full step ends on the edge of the quadratic model; where the true KL is larger, a shorter one is taken."""
+    problem, delta = Quadratic(), 0.01
+    problem.kl_factor = 1 + excess
+    step = problem.step(delta)
+    j = next(j for j in range(15) if (1 + excess) * 0.64**j <= 1)
+    assert j > 0 and (step.accepted, step.step_fraction, step.line_search_steps) == (True, 0.8**j, j + 1)
+    assert step.kl <= delta
+
+
+def test_a_kl_just_within_the_bound_is_accepted():
+    problem = Quadratic()
+    problem.kl_factor = 1 - 1e-6
+    assert problem.step(0.01).step_fraction == 1.0
+
+
+def test_left_to_themselves_settings_are_those_of_the_published_learner():
+    defaults = {name: p.default for name, p in inspect.signature(trust_region_step).parameters.items()}
+    names = ("cg_iters", "cg_damping", "cg_tolerance", "line_search_steps", "line_search_decay")
+    assert [defaults[name] for name in names] == [10, 1e-5, 0.0, 15, 0.8]
 
 
 def assert_refused(problem, step):
