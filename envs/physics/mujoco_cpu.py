@@ -89,7 +89,7 @@ class MujocoCpuSimulator:
         self.device = torch.device("cpu")
         self.dtype = torch.float64
         self.model = build_model(model)
-        self._frame_skip = model.frame_skip
+        self._description = model
         at_new_state = bool(model.derived) and model.derived_at == "new_state"
         self._stage = int(mujoco.mjtStage.mjSTAGE_VEL if at_new_state else mujoco.mjtStage.mjSTAGE_NONE)
         # A persistent batch carries the forward pass at the new state over into its next step instead of repeating
@@ -128,10 +128,11 @@ class MujocoCpuSimulator:
             self._batch.forward(ids)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        self._description.check_control(control.shape, self._control.shape)
         self._control[:] = control.numpy()
         ids = None if lanes is None else np.flatnonzero(lanes.numpy())
         with _silent_mujoco:
-            self._batch.step(ids, nstep=self._frame_skip, stage=self._stage)
+            self._batch.step(ids, nstep=self._description.frame_skip, stage=self._stage)
 
     def _bind_derived(self, quantity: Derived) -> np.ndarray:
         """A live view `[lane, 3]`."""

@@ -267,6 +267,7 @@ class MujocoWarpSimulator:
             self._put(self._derived[name], source)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        self._description.check_control(control.shape, self._arrays["ctrl"].shape)
         kept = [*(self._arrays[name] for name in _CARRIED), *self._derived.values()]
         before = None if lanes is None else [value.clone() for value in kept]
         self._arrays["ctrl"].copy_(control)
