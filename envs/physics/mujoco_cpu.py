@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.physics.compile import build_model
+from envs.physics.compile import build_model, needs_newer_mujoco
 from envs.physics.model import CONSTANTS_FOLLOW, Derived, MujocoModel
 
 if TYPE_CHECKING:
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 
 try:
     from mujoco.batch import Batch
-except ImportError as error:
-    raise ImportError(
-        f"envs.physics needs MuJoCo 4.0 or later (mujoco.batch), but this environment has {mujoco.__version__}: "
-        "run `pip install 'mujoco>=4.0'`."
-    ) from error
+except (ImportError, AttributeError) as error:
+    raise needs_newer_mujoco() from error
 
 # The four kinds of divergence are neighbours in MuJoCo's list, which makes reading them a cheap strided view.
 _DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
