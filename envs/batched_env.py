@@ -12,13 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.checks import (
+    check_count,
+    check_fields,
+    check_finite_start,
+    check_lanes,
+    check_state,
+    check_tasks,
+    check_values,
+)
+
 if TYPE_CHECKING:
     from envs.family import Backend, Capturable, State, TaskFamily, VariesDynamics, VariesFields
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one control step returns, every tensor on the environment's device.
+    """What one control step returns, every tensor on the environment's device: the caller's own, to keep and to change.
 
     Attributes:
         observation: `[task, episode, obs_dim]`, in the simulator's precision.
@@ -41,6 +51,8 @@ class BatchedEnv:
     it is reset. A world whose physics diverges ends its episode there: the observation and reward of that step
     are NaN and it counts as terminated, so that whoever consumes the data sees it; other worlds are unaffected.
 
+    What it hands out is the caller's own, and nothing that it is handed is kept: writing into either moves no world.
+
     Args: see `TaskFamily.batch`.
     """
 
@@ -53,15 +65,15 @@ class BatchedEnv:
         backend: Backend = "auto",
         num_threads: int | None = None,
     ) -> None:
-        if episodes_per_task < 1:
-            raise ValueError(f"episodes_per_task is {episodes_per_task}; it must be at least 1.")
+        check_count("episodes_per_task", episodes_per_task)
         self.family = family
         self.episodes_per_task = episodes_per_task
-        _check_tasks(family, tasks, None)
+        check_tasks(family.spec, tasks, None)
         self.device = device
         self.horizon = family.horizon
         if num_threads is None:
             num_threads = available_cores()
+        check_count("num_threads", num_threads)
         num_lanes = tasks.shape[0] * episodes_per_task
         self.simulator = family.problem.make_simulator(num_lanes, device, backend, num_threads)
         self._options = {"device": device, "dtype": self.simulator.dtype}
@@ -74,6 +86,8 @@ class BatchedEnv:
         self._action_centre = (low + high) / 2
         self._action_half_range = (high - low) / (2 * spec.action_scale)
         self.num_tasks = tasks.shape[0]
+        self._num_lanes = num_lanes
+        self._observed = (num_lanes, len(spec.observation_labels))
         self._lane_task = torch.empty(num_lanes, family.task_dim, **self._options)
         self.set_tasks(tasks)
         self._elapsed = torch.zeros(num_lanes, dtype=torch.int64, device=device)
@@ -81,22 +95,34 @@ class BatchedEnv:
         self._truncated = torch.zeros(num_lanes, dtype=torch.bool, device=device)
         self._state: State | None = None
         self._observation: Tensor | None = None
+        self._has_started = False
 
     def set_tasks(self, tasks: Tensor) -> None:
         """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset all of them before the next step."""
-        _check_tasks(self.family, tasks, self.num_tasks)
-        self.tasks = tasks.to(**self._options)
+        check_tasks(self.family.spec, tasks, self.num_tasks)
+        self._tasks = tasks.detach().to(**self._options, copy=True)
         # In place: a captured graph goes on reading that memory.
-        self._lane_task.copy_(self.tasks.repeat_interleave(self.episodes_per_task, dim=0))
-        problem, simulator = self.family.problem, self.simulator
+        self._lane_task.copy_(self._tasks.repeat_interleave(self.episodes_per_task, dim=0))
+        problem = self.family.problem
         if hasattr(problem, "model_fields"):
-            physics, dynamics = cast("VariesFields", simulator), cast("VariesDynamics", problem)
-            physics.set_fields(dynamics.model_fields(self._lane_task, physics.nominal_fields))
+            physics, dynamics = cast("VariesFields", self.simulator), cast("VariesDynamics", problem)
+            nominal = _copy(getattr(physics, "nominal_fields", {}))
+            fields = dynamics.model_fields(self._lane_task.clone(), nominal)
+            check_fields(self.family.spec, fields, physics.nominal_fields, self._num_lanes)
+            physics.set_fields(fields)
         self._state = None
+
+    @property
+    def tasks(self) -> Tensor:
+        """The current tasks `[task, task_dim]`, in the simulator's precision; `set_tasks` changes them."""
+        return self._tasks.clone()
 
     @property
     def state(self) -> State:
         """Snapshot of every world's state, `[lane, ...]`."""
+        return _copy(self._require_state())
+
+    def _require_state(self) -> State:
         if self._state is None:
             raise RuntimeError("The environment has no state yet: call reset() first.")
         return self._state
@@ -112,22 +138,30 @@ class BatchedEnv:
 
         Raises:
             ValueError: If only some are to be reset where the others have no state under the current tasks: before
-                the first reset of all, and after `set_tasks`.
+                the first reset of all, and after `set_tasks`. If the family's initial state is not what `Problem` says.
         """
         task_seeds = derive_task_seeds(seed, self.num_tasks)
         if self.device.type == "cpu":
             counts = [self.episodes_per_task] * self.num_tasks
         else:
             counts, task_seeds = [len(self._lane_task)], task_seeds[:1]
-        draws = []
+        spec, known, draws = self.family.spec, self._state or self.simulator.state(), []
         for count, task_seed in zip(counts, task_seeds, strict=True):
             generator = torch.Generator(self.device).manual_seed(task_seed)
-            draws.append(self.family.problem.initial_state(count, generator))
-        initial = {key: torch.cat([draw[key] for draw in draws]).to(**self._options) for key in draws[0]}
+            draw = self.family.problem.initial_state(count, generator)
+            check_state(spec, "initial_state()", draw, count, known)
+            draws.append(draw)
+        initial = {key: torch.cat([draw[key] for draw in draws]) for key in draws[0]}
+        if not self._has_started:
+            check_finite_start(spec, initial)
         return self.reset_to(initial, lanes)
 
     def reset_to(self, initial: State, lanes: Tensor | None = None) -> Tensor:
         """Starts episodes in given states (every entry `[lane, ...]`); otherwise as `reset`."""
+        known = self._state or self.simulator.state()
+        check_state(self.family.spec, "the state to start from", initial, self._num_lanes, known)
+        if lanes is not None:
+            check_lanes(lanes, (self.num_tasks, self.episodes_per_task))
         if lanes is not None and self._state is None and not bool(lanes.all()):
             raise ValueError("reset(lanes=...) of some episodes needs one of all first, here and after set_tasks().")
         flat = None if lanes is None else lanes.reshape(-1)
@@ -136,34 +170,33 @@ class BatchedEnv:
         # New tensors: an earlier Step still shows the old ones.
         self._terminated = self._terminated & ~started
         self._truncated = self._truncated & ~started
-        self.simulator.reset(initial, flat)
+        self.simulator.reset({key: value.detach().to(**self._options) for key, value in initial.items()}, flat)
         self._state = self.simulator.state()
         observation = self._observe(self._state)
         if flat is not None and self._observation is not None:
             observation = torch.where(flat[:, None], observation, self._observation)
         self._observation = observation
-        return self._unflatten(observation)
+        self._has_started = True
+        return self._unflatten(observation.clone())
 
     def step(self, actions: Tensor) -> Step:
         """Applies `actions [task, episode, act_dim]` in policy units ([-1, 1] is the range when action_scale is 1)."""
-        before = self.state
+        before = self._require_state()
         assert self._observation is not None
         expected = (self.num_tasks, self.episodes_per_task, self.family.action_dim)
-        if actions.shape != expected:
-            raise ValueError(
-                f"actions has shape {list(actions.shape)}; it must be [task, episode, action] = {list(expected)}."
-            )
+        if not isinstance(actions, Tensor) or actions.shape != expected:
+            given = f"shape {list(actions.shape)}" if isinstance(actions, Tensor) else f"type {type(actions).__name__}"
+            raise ValueError(f"actions has {given}; it must be a tensor [task, episode, action] = {list(expected)}.")
         live = ~(self._terminated | self._truncated)
         all_live = bool(live.all()) if self.device.type == "cpu" else False
-        control = self.applied_action(actions.reshape(-1, self.family.action_dim))
+        control = self.applied_action(actions.detach().reshape(-1, self.family.action_dim))
         self.simulator.step(control, None if all_live else live)
         after = self.simulator.state()
-        problem = self.family.problem
         observation = self._observe(after)
-        reward = problem.reward(before, after, control, self._lane_task)
+        reward, ended = self._judge(before, after, control)
         self._elapsed += live
         failed = live & (self.simulator.failed() | ~torch.isfinite(observation).all(-1) | ~torch.isfinite(reward))
-        terminated = live & (problem.terminated(after, self._lane_task) | failed)
+        terminated = live & (ended | failed)
         truncated = live & ~terminated & (self._elapsed >= self.horizon)
         # On a GPU, asking whether there is anything to mask would wait for it; on the CPU it saves the masking.
         if self.device.type != "cpu" or bool(failed.any()):
@@ -175,12 +208,9 @@ class BatchedEnv:
         self._terminated = self._terminated | terminated
         self._truncated = self._truncated | truncated
         self._state, self._observation = after, observation
-        return Step(
-            self._unflatten(observation),
-            self._unflatten(reward),
-            self._unflatten(self._terminated),
-            self._unflatten(self._truncated),
-        )
+        # Copies: the next step still reads these, and a reward may be a view of the state.
+        handed_out = (observation, reward, self._terminated, self._truncated)
+        return Step(*(self._unflatten(value.clone()) for value in handed_out))
 
     @property
     def memory_generation(self) -> int:
@@ -194,7 +224,7 @@ class BatchedEnv:
     def step_memory(self) -> list[Tensor]:
         """What the next step reads beside the simulator's own state and the tasks; none of it may be changed."""
         assert self._observation is not None
-        return [*self.state.values(), self._observation, self._elapsed, self._terminated, self._truncated]
+        return [*self._require_state().values(), self._observation, self._elapsed, self._terminated, self._truncated]
 
     def move_to(self, memory: list[Tensor]) -> None:
         """Copies `step_memory()` into the given tensors and goes on from there.
@@ -204,7 +234,7 @@ class BatchedEnv:
         for target, value in zip(memory, self.step_memory(), strict=True):
             target.copy_(value)
         *state, self._observation, self._elapsed, self._terminated, self._truncated = memory
-        self._state = dict(zip(self.state, state, strict=True))
+        self._state = dict(zip(self._require_state(), state, strict=True))
 
     def applied_action(self, actions: Tensor) -> Tensor:
         """Maps policy actions `[..., act_dim]` linearly onto the environment's range and clips them to it."""
@@ -214,22 +244,25 @@ class BatchedEnv:
 
     def _observe(self, state: State) -> Tensor:
         observation = self.family.problem.observe(state)
+        check_values(self.family.spec, "observe", observation, self._observed, self.device)
+        observation = observation.to(self.simulator.dtype)
         return torch.cat([observation, self._lane_task], dim=-1) if self.family.observe_task else observation
+
+    def _judge(self, before: State, after: State, control: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and end of the episode, `[lane]` each, as the family says."""
+        problem, spec, shape = self.family.problem, self.family.spec, self._observed[:1]
+        reward = problem.reward(before, after, control, self._lane_task)
+        check_values(spec, "reward", reward, shape, self.device)
+        ended = problem.terminated(after, self._lane_task)
+        check_values(spec, "terminated", ended, shape, self.device, boolean=True)
+        return reward.to(self.simulator.dtype), ended
 
     def _unflatten(self, lanes: Tensor) -> Tensor:
         return lanes.reshape(self.num_tasks, self.episodes_per_task, *lanes.shape[1:])
 
 
-def _check_tasks(family: TaskFamily, tasks: Tensor, num_tasks: int | None) -> None:
-    """Raises ValueError unless `tasks` is `[num_tasks, task_dim]` (None: any number but zero) and finite."""
-    fits = tasks.ndim == 2 and tasks.shape[1] == family.task_dim
-    if not fits or tasks.shape[0] != (num_tasks or max(1, tasks.shape[0])):
-        raise ValueError(
-            f"tasks has shape {list(tasks.shape)}; {family.spec.id} takes "
-            f"[{num_tasks or 'task'}, {family.task_dim}] ({', '.join(family.spec.task_labels)})."
-        )
-    if not bool(torch.isfinite(tasks).all()):
-        raise ValueError(f"tasks for {family.spec.id} hold a number that is not finite.")
+def _copy(state: State) -> State:
+    return {name: value.clone() for name, value in state.items()}
 
 
 def available_cores() -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol, final
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
+from envs.checks import check_sampled_task, check_spec, to_tuple
 from envs.presets import PublishedCurve
 
 Split = Literal["train", "test"]
@@ -32,7 +33,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """What is known of a family before any task is drawn.
+    """What is known of a family before any task is drawn. Lists and arrays are kept as tuples.
 
     Attributes:
         name: Family name, e.g. "halfcheetah-vel".
@@ -47,6 +48,9 @@ class FamilySpec:
         horizon: Episode length limit in control steps.
         dt: Seconds of simulated time per control step; 0 where time has no unit.
         published: Published adaptation curves for exactly this variant.
+
+    Raises:
+        ValueError: Naming the family and the field that is not what it says here.
     """
 
     name: str
@@ -61,6 +65,11 @@ class FamilySpec:
     dt: float
     action_scale: float = 1.0
     published: tuple[PublishedCurve, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, to_tuple(getattr(self, field.name)))
+        check_spec(self)
 
     @property
     def id(self) -> str:
@@ -227,6 +236,8 @@ class TaskFamily:
     """
 
     def __init__(self, problem: Problem, observe_task: bool = False) -> None:
+        if not isinstance(problem.spec, FamilySpec):
+            raise ValueError(f"spec of {type(problem).__name__} is {problem.spec!r}; it must be a FamilySpec.")
         self.problem = problem
         self.observe_task = observe_task
         self.spec = problem.spec
@@ -248,7 +259,7 @@ class TaskFamily:
             start: Index of the first task, so that workers can each draw their own part.
 
         Raises:
-            ValueError: For an unknown split or a negative number.
+            ValueError: For an unknown split or a negative number, or if the family's law gives what is no task.
         """
         if split not in ("train", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train' or 'test'.")
@@ -257,18 +268,19 @@ class TaskFamily:
         # crc32 rather than hash(): the same on every machine and in every process.
         family_key = zlib.crc32(self.spec.name.encode())
         split_key = ("train", "test").index(split)
-        rows = [
-            self.problem.sample_task(
-                split, np.random.default_rng(np.random.SeedSequence((family_key, split_key, seed, start + i)))
-            )
-            for i in range(num_tasks)
-        ]
-        return torch.from_numpy(np.asarray(rows, dtype=np.float64).reshape(num_tasks, self.task_dim))
+        rows = np.empty((num_tasks, self.task_dim))
+        for i in range(num_tasks):
+            generator = np.random.default_rng(np.random.SeedSequence((family_key, split_key, seed, start + i)))
+            task = self.problem.sample_task(split, generator)
+            rows[i] = check_sampled_task(self.spec, "sample_task()", task, (self.task_dim,))
+        return torch.from_numpy(rows)
 
     def published_tasks(self) -> Tensor | None:
         """The variant's own fixed test tasks `[task, task_dim]` float64, or None where it has none."""
         tasks = self.problem.published_tasks()
-        return None if tasks is None else torch.from_numpy(np.asarray(tasks, dtype=np.float64))
+        if tasks is None:
+            return None
+        return torch.from_numpy(check_sampled_task(self.spec, "published_tasks()", tasks, (None, self.task_dim)))
 
     def batch(
         self,
@@ -288,6 +300,6 @@ class TaskFamily:
             num_threads: Physics threads on the CPU; None takes the cores this process may use.
 
         Raises:
-            ValueError: If `tasks` has the wrong shape or holds a non-finite number.
+            ValueError: If `tasks` has the wrong shape or holds a number that is not finite in float32.
         """
         return BatchedEnv(self, tasks, episodes_per_task, torch.device(device), backend, num_threads)

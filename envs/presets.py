@@ -6,6 +6,7 @@ registering Gymnasium ids loads neither torch nor a physics engine.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,32 @@ class PublishedCurve:
 
     Attributes:
         label: Method as the paper names it, e.g. "MAML".
-        returns: Return at adaptation step 0, 1, 2, ...
+        returns: Return at adaptation step 0, 1, 2, ...; None where it was not reported.
         source: Paper and table or file the numbers were read from.
+
+    Raises:
+        ValueError: Naming the curve and the field that is not what it says here.
     """
 
     label: str
-    returns: tuple[float, ...]
+    returns: tuple[float | None, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        for field in ("label", "source"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"PublishedCurve {self.label!r}: {field} is {value!r}; it must be a text.")
+        if not isinstance(self.returns, tuple | list) or not self.returns or not all(map(_is_return, self.returns)):
+            raise ValueError(
+                f"PublishedCurve {self.label!r}: returns is {self.returns!r}; it must be a tuple of finite numbers, at "
+                "least one (None where a step was not reported)."
+            )
+        object.__setattr__(self, "returns", tuple(self.returns))
+
+
+def _is_return(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ class TorchSimulator:
         num_lanes: Number of worlds.
         device: Where they live.
         transition: `(state, control [lane, control_dim]) -> next state`, pure and batched over lanes.
+
+    Raises:
+        ValueError: In a step or a reset, if names or shapes are not those of the state there is.
     """
 
     def __init__(self, num_lanes: int, device: torch.device, transition: Transition) -> None:
@@ -40,13 +43,17 @@ class TorchSimulator:
         if not self._state:
             # Copies, so that what the caller does to its own tensors later moves no world.
             self._state = {name: value.clone() for name, value in initial.items()}
-        self._put(initial, lanes)
+        self._put("The state to start from", initial, lanes)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
-        self._put(self._transition(self._state, control), lanes)
+        # A snapshot: an entry of the next state may be one of this state's own tensors.
+        self._put("The state after a step", self._transition(self.state(), control), lanes)
 
-    def _put(self, values: State, lanes: Tensor | None) -> None:
+    def _put(self, what: str, values: State, lanes: Tensor | None) -> None:
         """Into the memory the state already has: a captured CUDA graph goes on reading it there."""
+        # A smaller tensor would be broadcast, and a missing one left as it was, without a word.
+        if _shapes(values) != _shapes(self._state):
+            raise ValueError(f"{what} has {_shapes(values)}; the state of these worlds has {_shapes(self._state)}.")
         for name, value in (values if lanes is None else _select(lanes, values, self._state)).items():
             self._state[name].copy_(value)
 
@@ -66,3 +73,7 @@ def _select(lanes: Tensor, chosen: State, other: State) -> State:
     return {
         key: torch.where(lanes.reshape(-1, *[1] * (value.ndim - 1)), chosen[key], value) for key, value in other.items()
     }
+
+
+def _shapes(state: State) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}

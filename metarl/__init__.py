@@ -6,6 +6,7 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import AdaptationCurve, evaluate_adaptation
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy
+from metarl.shadowing import warn_if_envs_is_shadowed
 from metarl.types import Rollout
 
 __all__ = [
@@ -19,3 +20,5 @@ __all__ = [
     "adapt",
     "evaluate_adaptation",
 ]
+
+warn_if_envs_is_shadowed()

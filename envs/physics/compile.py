@@ -14,6 +14,18 @@ import mujoco
 from envs.physics.model import MujocoModel
 
 
+def mujoco_is_too_old() -> bool:
+    return int(mujoco.__version__.split(".")[0]) < 4
+
+
+def needs_newer_mujoco() -> ImportError:
+    """For a backend to raise where what it imports is not there."""
+    return ImportError(
+        f"envs.physics needs MuJoCo 4.0 or later (mujoco.batch), but this environment has {mujoco.__version__}: "
+        "run `pip install 'mujoco>=4.0'`, in an environment of its own if another package wants the older one."
+    )
+
+
 def build_model(description: MujocoModel) -> mujoco.MjModel:
     """Compiles the model a family describes, without a message on screen or a log file in the working directory."""
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / description.asset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,3 +61,11 @@ class MujocoModel:
     varied: tuple[VariedField, ...] = ()
     contacts_per_world: int = 24
     constraints_per_world: int = 96
+
+    def check_control(self, given: Sequence[int], wanted: Sequence[int]) -> None:
+        """Raises ValueError unless a control has the model's shape `[lane, motor]`: a narrower one would spread."""
+        if tuple(given) != tuple(wanted):
+            raise ValueError(
+                f"control has shape {list(given)}; {self.asset} has {wanted[1]} motors, so it must be {list(wanted)}: "
+                "the family's FamilySpec needs one action label for each motor."
+            )

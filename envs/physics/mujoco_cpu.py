@@ -9,7 +9,10 @@ equals a plain `mujoco.mj_step` loop bit for bit whatever the other lanes do and
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.physics.compile import build_model
+from envs.physics.compile import build_model, needs_newer_mujoco
 from envs.physics.model import CONSTANTS_FOLLOW, Derived, MujocoModel
 
 if TYPE_CHECKING:
@@ -26,14 +29,14 @@ if TYPE_CHECKING:
 
 try:
     from mujoco.batch import Batch
-except ImportError as error:
-    raise ImportError(
-        f"envs.physics needs MuJoCo 4.0 or later (mujoco.batch), but this environment has {mujoco.__version__}: "
-        "run `pip install 'mujoco>=4.0'`."
-    ) from error
+except (ImportError, AttributeError) as error:
+    raise needs_newer_mujoco() from error
 
 # The four kinds of divergence are neighbours in MuJoCo's list, which makes reading them a cheap strided view.
 _DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADCTRL) + 1)
+
+_OUTPUTS = {"body_position": "xpos", "subtree_com": "subtree_com", "subtree_velocity": "sensordata"}
+"""Where MuJoCo has each kind of derived quantity; the velocity only where a sensor asks for it."""
 
 
 @final
@@ -48,6 +51,12 @@ class _Silence:
         self._lock = threading.Lock()
         self._depth = 0
         self._previous: object = None
+
+    def forget_other_threads(self) -> None:
+        """In a forked child: what was held by threads that exist in the parent alone is let go."""
+        if self._depth > 0:
+            mujoco.set_mju_user_warning(self._previous)
+        self._lock, self._depth = threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self._lock:
@@ -68,6 +77,18 @@ def _ignore(message: str) -> None:
 
 
 _silent_mujoco = _Silence()
+_simulators: weakref.WeakSet[MujocoCpuSimulator] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A batch's threads stay behind in the parent: stepping it, or freeing it, would wait for them for ever."""
+    _silent_mujoco.forget_other_threads()
+    for simulator in _simulators:
+        simulator.leave_batch_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @final
@@ -81,7 +102,8 @@ class MujocoCpuSimulator:
     Args:
         model: The model as its family describes it.
         num_lanes: Number of worlds.
-        num_threads: Native threads, the calling one included; more than there are lanes would idle.
+        num_threads: Native threads, the calling one included; more than there are lanes would idle. A forked child gets
+            as many of its own and goes on from where the parent was.
     """
 
     def __init__(self, model: MujocoModel, num_lanes: int, num_threads: int) -> None:
@@ -89,25 +111,56 @@ class MujocoCpuSimulator:
         self.device = torch.device("cpu")
         self.dtype = torch.float64
         self.model = build_model(model)
-        self._frame_skip = model.frame_skip
+        self._description = model
+        self._num_threads = max(1, min(num_threads, num_lanes))
+        self._parents_batch: Batch | None = None
+        self._make_batch()
+        self.nominal_fields = {name: torch.from_numpy(values[0].copy()) for name, values in self._varied.items()}
+        self.reset({}, None)
+        _simulators.add(self)
+
+    def _make_batch(self) -> None:
+        """Makes the batch, with threads of this process, and the views of it."""
+        model = self._description
         at_new_state = bool(model.derived) and model.derived_at == "new_state"
         self._stage = int(mujoco.mjtStage.mjSTAGE_VEL if at_new_state else mujoco.mjtStage.mjSTAGE_NONE)
         # A persistent batch carries the forward pass at the new state over into its next step instead of repeating
         # it (7.6 -> 5.6 us per lane and substep of HalfCheetah); without that pass it is the slower one.
-        threads = max(1, min(num_threads, num_lanes))
-        self._batch = Batch(self.model, num_lanes, nthread=threads, persistent=at_new_state)
+        self._batch = Batch(self.model, self.num_lanes, nthread=self._num_threads, persistent=at_new_state)
         self._qpos, self._qvel, self._control = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._varied = {name: self._batch.expand(name) for name in model.varied}
-        self.nominal_fields = {name: torch.from_numpy(values[0].copy()) for name, values in self._varied.items()}
         self._views = {"qpos": self._qpos, "qvel": self._qvel}
         self._views |= {quantity.name: self._bind_derived(quantity) for quantity in model.derived}
-        self.reset({}, None)
+
+    def leave_batch_to_parent(self) -> None:
+        """For a forked child: the next call makes a batch of its own, which goes on from where this one stands."""
+        # Never freed, not even when the child's interpreter ends: that would wait for the threads.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._batch))
+        self._parents_batch = self._batch
+
+    def _own_batch(self) -> Batch:
+        """The batch, one whose threads run in this process."""
+        parents, self._parents_batch = self._parents_batch, None
+        if parents is not None:
+            fields = {name: torch.from_numpy(values) for name, values in self._varied.items()}
+            self._make_batch()
+            self.set_fields(fields)
+            self._batch.state[:] = parents.state
+            self._batch.warning[:] = parents.warning
+            for name in {_OUTPUTS[quantity.kind] for quantity in self._description.derived}:
+                # Read-only, for the batch writes it; but what a lane's last call left there is not its to know.
+                output = self._batch.bind(name)
+                output.flags.writeable = True
+                output[:] = parents.bind(name)
+                output.flags.writeable = False
+        return self._batch
 
     def set_fields(self, fields: Mapping[str, Tensor]) -> None:
+        batch = self._own_batch()
         for name, values in fields.items():
             self._varied[name][:] = values.numpy()
         if any(name in CONSTANTS_FOLLOW for name in fields):
-            self._batch.set_const()
+            batch.set_const()
 
     def state(self) -> State:
         # The bound arrays are live and strided: copies are both a snapshot and contiguous.
@@ -120,31 +173,29 @@ class MujocoCpuSimulator:
         """
         ids = None if lanes is None else np.flatnonzero(lanes.numpy())
         rows = slice(None) if ids is None else ids
+        batch = self._own_batch()
         with _silent_mujoco:
-            self._batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+            batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
             for name, view in (("qpos", self._qpos), ("qvel", self._qvel)):
                 if name in initial:
                     view[rows] = initial[name].numpy()[rows]
-            self._batch.forward(ids)
+            batch.forward(ids)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        batch = self._own_batch()
+        self._description.check_control(control.shape, self._control.shape)
         self._control[:] = control.numpy()
         ids = None if lanes is None else np.flatnonzero(lanes.numpy())
         with _silent_mujoco:
-            self._batch.step(ids, nstep=self._frame_skip, stage=self._stage)
+            batch.step(ids, nstep=self._description.frame_skip, stage=self._stage)
 
     def _bind_derived(self, quantity: Derived) -> np.ndarray:
         """A live view `[lane, 3]`."""
-        body = self.model.body(quantity.body).id
-        match quantity.kind:
-            case "body_position":
-                return self._batch.bind("xpos")[:, body]
-            case "subtree_com":
-                return self._batch.bind("subtree_com")[:, body]
-            case "subtree_velocity":
-                # MuJoCo computes it only where a sensor asks for it.
-                start = int(self.model.sensor(quantity.name).adr[0])
-                return self._batch.bind("sensordata")[:, start : start + 3]
+        output = self._batch.bind(_OUTPUTS[quantity.kind])
+        if quantity.kind == "subtree_velocity":
+            start = int(self.model.sensor(quantity.name).adr[0])
+            return output[:, start : start + 3]
+        return output[:, self.model.body(quantity.body).id]
 
     def failed(self) -> Tensor:
         # The counters survive until the lane is reset, and time does not help: MuJoCo restarts it within the step.

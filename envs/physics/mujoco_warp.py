@@ -26,7 +26,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from envs.physics.compile import build_model
+from envs.physics.compile import build_model, mujoco_is_too_old, needs_newer_mujoco
 from envs.physics.model import CONSTANTS_FOLLOW, Derived, MujocoModel
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 try:
     import mujoco_warp as mjw
     import warp as wp
-except ImportError as error:
+except (ImportError, AttributeError) as error:
+    if mujoco_is_too_old():
+        raise needs_newer_mujoco() from error
     raise ImportError(
         f"GPU physics needs MuJoCo Warp, and {error.name or 'a part of it'} is missing here: run "
         "`pip install -c constraints.txt -e '.[gpu]'` in the clone."
@@ -267,6 +269,7 @@ class MujocoWarpSimulator:
             self._put(self._derived[name], source)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        self._description.check_control(control.shape, self._arrays["ctrl"].shape)
         kept = [*(self._arrays[name] for name in _CARRIED), *self._derived.values()]
         before = None if lanes is None else [value.clone() for value in kept]
         self._arrays["ctrl"].copy_(control)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import gymnasium
+import pytest
 
 import envs
 from envs import registry
 from envs.presets import FAMILIES
+from metarl import shadowing
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,3 +95,58 @@ env.close(); env.close(); vector.close()
 """
     assert run(program, tmp_path) == "(20,) (20,)\n(4, 17) (4,)\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "namespace", "installed", "installed over ours", "ours", "nothing"])
+def test_what_takes_the_place_of_envs_is_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: what `import envs` would find is asked of a path that starts with the stranger's."""
+    site, beside = tmp_path / "site-packages", ROOT / "envs"
+    found = {
+        "folder": tmp_path / "envs" / "__init__.py",
+        "file": tmp_path / "envs.py",
+        "namespace": tmp_path / "envs" / "mine.py",
+        "installed": site / "envs" / "__init__.py",
+        "installed over ours": site / "envs" / "__init__.py",
+    }.get(kind)
+    if found is not None:
+        write(found, "make = None\n")
+    if kind.startswith("installed"):
+        write(site / "envs-1.4.dist-info" / "METADATA", "Name: envs\nVersion: 1.4\n")
+        write(site / "envs-1.4.dist-info" / "top_level.txt", "envs\n")
+    if kind == "installed over ours":
+        beside = site / "envs"
+        write(beside / "registry.py")
+    only_theirs = kind in ("namespace", "nothing")  # a package anywhere on the path goes before a folder without one
+    paths = [str(path) for path in (site, tmp_path)] + ([] if only_theirs else sys.path)
+    monkeypatch.setattr(sys, "path", paths)
+    monkeypatch.setattr(shadowing, "_BESIDE", beside)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "envs"]:
+        monkeypatch.delitem(sys.modules, name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        shadowing.warn_if_envs_is_shadowed()
+    words = [str(warning.message) for warning in caught]
+    if found is None:
+        assert words == []
+        return
+    (sentence,) = words
+    shown = found.parent if kind == "namespace" else found
+    assert sentence.startswith(f"`import envs` finds {shown} and not metarl's package of task families ({beside}): ")
+    assert ("pip uninstall envs" in sentence) == kind.startswith("installed")
+    assert ("rename it" in sentence) != kind.startswith("installed")
+
+
+def test_import_metarl_warns_of_a_folder_beside_the_program_and_works(tmp_path: Path) -> None:
+    folder = write(tmp_path / "envs" / "__init__.py")
+    program = write(tmp_path / "program.py", "import metarl\nprint(metarl.MetaLearner.__name__)\n")
+    path = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    result = subprocess.run([sys.executable, str(program)], check=False, capture_output=True, text=True, env=path)
+    assert result.stdout == "MetaLearner\n"
+    assert f"program.py:1: UserWarning: `import envs` finds {folder} and not" in result.stderr
+    assert "Traceback" not in result.stderr
