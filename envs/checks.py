@@ -154,8 +154,8 @@ def check_fields(spec: FamilySpec, fields: Any, nominal: State, num_lanes: int) 
 
 
 def check_lanes(lanes: Tensor, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless `lanes` is a boolean mask `[task, episode]`."""
-    if not isinstance(lanes, Tensor) or lanes.dtype != torch.bool or lanes.shape != shape:
+    """Raises ValueError unless `lanes` is a boolean mask `[task, episode]`, or the same flattened."""
+    if not isinstance(lanes, Tensor) or lanes.dtype != torch.bool or lanes.shape not in (shape, (math.prod(shape),)):
         raise ValueError(f"lanes is {_describe(lanes)}; it must be a boolean tensor [task, episode] = {list(shape)}.")
 
 

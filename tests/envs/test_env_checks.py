@@ -253,7 +253,7 @@ def test_the_nominal_fields_are_lent_to_nobody() -> None:
 
 def test_a_mask_and_a_start_that_do_not_fit_are_refused() -> None:
     env = start()
-    for lanes in (torch.ones(TASKS, EPISODES), torch.ones(LANES) > 0, torch.ones(EPISODES, TASKS) > 0, [True]):
+    for lanes in (torch.ones(TASKS, EPISODES), torch.ones(5) > 0, torch.ones(EPISODES, TASKS) > 0, [True]):
         with pytest.raises(ValueError, match=r"must be a boolean tensor \[task, episode\] = \[2, 3\]"):
             env.reset(0, lanes)  # pyright: ignore[reportArgumentType]
     column = torch.zeros(LANES, 1)
