@@ -16,6 +16,7 @@ from metarl.experiment.errors import describe_os_error
 from metarl.experiment.evaluate_run import evaluate_run, evaluation_record
 from metarl.experiment.files import write_json
 from metarl.experiment.loading import LoadedRun
+from metarl.experiment.outputs import write_json_output
 from metarl.types import PublishedCurve
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def show_table(
         source_note: What to say behind the sources of the published curves.
     """
     if arguments.json:
-        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
+        write_json_output(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
     print(curve_table([*rows, *map(CurveRow.of_published, published)]))
     for source in dict.fromkeys(curve.source for curve in published):
         print(f"published numbers: {source}{source_note}")
