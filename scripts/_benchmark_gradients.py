@@ -161,7 +161,8 @@ def line_search_summary(path: Path) -> dict[str, Any] | None:
 
     None where the run has no such metrics (another outer optimiser).
     """
-    rows = [row for row in metrics_of(path) if row.get("line_search/accepted") is not None]
+    read = ("line_search/accepted", "line_search/fraction", "expected_gain", "actual_gain")
+    rows = [row for row in metrics_of(path) if all(row.get(name) is not None for name in read)]
     if not rows:
         return None
     accepted = [row for row in rows if row["line_search/accepted"]]

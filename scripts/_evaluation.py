@@ -75,11 +75,12 @@ def is_default_protocol(arguments: Arguments, path: Path) -> bool:
 
 
 def run_labels(paths: Sequence[Path]) -> list[str]:
-    """What runs are called in a table: their directories' names, or if two share one their paths."""
+    """What runs are called in a table: their directories' names, or if two share one their paths; always text."""
     if len(paths) == 1:
         return ["this run (± 95 % over tasks)"]
     names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return [name.encode(errors="backslashreplace").decode() for name in names]
 
 
 def show_table(

@@ -49,7 +49,9 @@ def cpu_seconds(run: Path) -> float:
     """CPU time that a run's iterations took, without validation; each line of its metrics is the mean over some."""
     rows = metrics_of(run)
     before = [0, *(row["iteration"] for row in rows)]
-    return sum(row["time/cpu_seconds"] * (row["iteration"] - b) for row, b in zip(rows, before, strict=False))
+    return sum(
+        (row.get("time/cpu_seconds") or 0) * (row["iteration"] - b) for row, b in zip(rows, before, strict=False)
+    )
 
 
 def reference_rows(config: FewShotConfig, images: ImageClasses) -> list[tuple[str, float, float]]:

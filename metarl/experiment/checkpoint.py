@@ -64,23 +64,24 @@ def read_checkpoint(
         raise UserError(f"There is no checkpoint {path}.") from None
     try:
         state = read_archive(content)
-        saved = _digested(state, len(content))
+        _check_digest(state, len(content))
     except ValueError as error:
         raise UserError(
             f"{path} is not a usable checkpoint: {error}. Look at another one with --checkpoint; to resume, put a "
             "copy of another one in its place."
         ) from None
-    _check_content(state, path, identity, tensors, counters)
-    if saved is not None:
-        _check_config(saved, config, path)
+    _check_identity(state, path, identity)
+    if state["format"] > 1:
+        _check_config(state.get("config"), config, path)
+    _check_content(state, path, tensors, counters)
     return state
 
 
-def _digested(state: Any, size: int) -> Any:
-    """The config that a checkpoint was saved with; None if it is older than that.
+def _check_digest(state: Any, size: int) -> None:
+    """Makes sure that the content is what was saved, where the checkpoint is not older than digests.
 
     Raises:
-        ValueError: If its content is not what its digest says.
+        ValueError: Saying what is wrong.
     """
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}")
@@ -88,22 +89,12 @@ def _digested(state: Any, size: int) -> Any:
     if type(version) is not int or not 1 <= version <= CHECKPOINT_FORMAT or not isinstance(state.get("learner"), dict):
         said = f"format {version}" if type(version) is int else "no format"
         raise ValueError(f"it is not of this version of metarl ({said})")
-    if version == 1:
-        return None
     written = state.pop("digest", None)
-    if type(written) is not str or written != digest(state, size):
+    if version > 1 and (type(written) is not str or written != digest(state, size)):
         raise ValueError("it is damaged: its content is not what was saved")
-    return state.get("config", {})
 
 
-def _check_content(
-    state: dict[str, Any],
-    path: Path,
-    identity: dict[str, str],
-    tensors: dict[str, Params],
-    counters: tuple[str, ...],
-) -> None:
-    """Makes sure that everything that training or evaluation reads is there and of the right kind."""
+def _check_identity(state: dict[str, Any], path: Path, identity: dict[str, str]) -> None:
     for what, value in identity.items():
         found = state.get(what)
         if type(found) is not str or found != value:
@@ -111,6 +102,10 @@ def _check_content(
             if what == "data":
                 said = "the data are not the same classes and images any more as when it was trained"
             raise UserError(f"{path} belongs to another run: {said}.")
+
+
+def _check_content(state: dict[str, Any], path: Path, tensors: dict[str, Params], counters: tuple[str, ...]) -> None:
+    """Makes sure that everything that training or evaluation reads is there and of the right kind."""
     learner = state["learner"]
     for name, like in tensors.items():
         learner[name] = _checked(learner.get(name, None if like else {}), like, path)

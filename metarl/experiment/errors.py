@@ -71,7 +71,8 @@ def _give_up_stdout() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    # A name of a file may be no text.
+    print(f"error: {message.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     return 2
 
 

@@ -9,7 +9,7 @@ import re
 import stat
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from metarl.experiment.errors import UserError
 
@@ -70,29 +70,33 @@ def read_regular(path: Path, most: int) -> bytes:
     """What a file holds.
 
     Args:
-        path: The file. A pipe in its place is not waited for.
+        path: The file.
         most: Bytes that it can honestly have.
 
     Raises:
         UserError: If it is no regular file, or larger.
         OSError: If it cannot be read.
     """
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        check_regular(file, path)
+    handle = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which no run writes: it was damaged or replaced.")
     return content
 
 
-def check_regular(file: IO[Any], path: Path) -> None:
-    """Refuses what is no regular file.
+def open_regular(path: Path, flags: int) -> int:
+    """Opens a file of a run, as `os.open`; a pipe in its place is not waited for.
 
     Raises:
-        UserError: Naming `path`.
+        UserError: If it is no regular file.
+        OSError: If it cannot be opened.
     """
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
         raise UserError(f"{path} is not a regular file, which it must be in a run.")
+    return handle
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

@@ -85,7 +85,7 @@ def find_checkpoint(path: Path, name: str) -> Path:
     Raises:
         UserError: If there is none of that name.
     """
-    if Path(name).name != name or "\\" in name:
+    if Path(name).name != name or name.startswith(".") or "\\" in name:
         raise UserError(f"{name!r} is not the name of a checkpoint of the run; best, last and iteration_N are.")
     folder = path / "checkpoints"
     # Before its first validation a run has no best checkpoint; the last one is what there is to look at.

@@ -26,7 +26,7 @@ from metarl.experiment.config import to_json
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import (
     append,
-    check_regular,
+    open_regular,
     read_regular,
     remove_leftovers,
     write_bytes_atomically,
@@ -187,8 +187,11 @@ def read_metrics(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The metrics that a run has kept."""
-    return [row for _, row in read_metrics(run)]
+    """The metrics that a run has kept: numbers, None for what was not finite."""
+    return [
+        {name: value for name, value in row.items() if value is None or isinstance(value, (int, float))}
+        for _, row in read_metrics(run)
+    ]
 
 
 def run_of(file: Path) -> Path | None:
@@ -290,11 +293,8 @@ def _is_fresh(path: Path) -> bool:
 
 def _lock(path: Path) -> IO[str]:
     """Holds the directory until the returned file is closed or the process ends, however it ends."""
-    # A pipe in its place is not waited for.
-    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
-    file = os.fdopen(handle, "a")
+    file = os.fdopen(open_regular(path / ".lock", os.O_RDWR | os.O_CREAT), "a")
     try:
-        check_regular(file, path / ".lock")
         _flock(file, path)
     except BaseException:
         file.close()

@@ -108,7 +108,7 @@ class Trainer:
         self.learner, self.config, self.run = learner, config, run
         self.best_score = -math.inf
         self._validation, self._identity, self._describe = validation, identity, describe
-        self._lines = 0
+        self._lines, self._is_best = 0, False
         self._resumed = resume
         if resume:
             self._restore()
@@ -161,14 +161,13 @@ class Trainer:
         with _StopSignal() as stop, Progress(total, start, self._describe) as progress:
             while self.learner.iteration < total and not stop.requested:
                 metrics = self._advance()
-                before = self.best_score
                 if self._validation_due():
                     metrics |= self._validate()
                 iteration = self.learner.iteration
                 self.run.append_metrics({"iteration": iteration, **_without_nonfinite(metrics)})
                 self._lines += 1
                 events.add(metrics, iteration)
-                self._save_checkpoints(is_best=self.best_score > before)
+                self._save_checkpoints()
                 progress.update(iteration, metrics)
         return self.learner.iteration >= total
 
@@ -197,17 +196,18 @@ class Trainer:
         score, metrics = self._validation()
         # A score that is not a number never becomes the best.
         if score > self.best_score:
-            self.best_score = score
+            self.best_score, self._is_best = score, True
         return metrics | {"validation/score": score, "validation/best_score": self.best_score}
 
-    def _save_checkpoints(self, is_best: bool) -> None:
-        """Saves what is due, each as large as it would be as the last one: after its line of metrics."""
+    def _save_checkpoints(self) -> None:
+        """Saves what is due, after the line of metrics: a copy of any one is what the last one was then."""
         iteration = self.learner.iteration
         # Where no validation has chosen one, the best is the last.
         unchosen = self.best_score == -math.inf and iteration == self.config.iterations
-        names = {"best": is_best or unchosen, f"iteration_{iteration}": iteration % self.config.keep_every == 0}
+        names = {"best": self._is_best or unchosen, f"iteration_{iteration}": iteration % self.config.keep_every == 0}
         for name in (*(name for name, due in names.items() if due), "last"):
             save_checkpoint(self.run.checkpoint(name), self._state(), self.config)
+        self._is_best = False
 
     def _state(self) -> dict[str, Any]:
         return {
