@@ -19,7 +19,7 @@ _KNOWN = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Z]\w*Storage|col
 _MEMBERS = re.compile(r"data\.pkl|byteorder|version|data/\d+")
 _DEEPEST = 50
 _DAMAGED = "it is damaged or cut off"
-FOREIGN = "it holds something other than tensors and plain data, and was not loaded"
+_FOREIGN = "it holds something other than tensors and plain data, and was not loaded"
 
 
 def read_archive(content: bytes) -> Any:
@@ -39,7 +39,7 @@ def read_archive(content: bytes) -> Any:
     for operation, argument, _ in operations:
         is_name = operation.name.endswith("GLOBAL") or operation.name == "INST"
         if is_name and not (isinstance(argument, str) and _KNOWN.fullmatch(argument)):
-            raise ValueError(FOREIGN)
+            raise ValueError(_FOREIGN)
     rebuilt = io.BytesIO()
     with zipfile.ZipFile(rebuilt, "w") as archive:
         for name, data in members.items():
@@ -50,7 +50,7 @@ def read_archive(content: bytes) -> Any:
     except Exception as error:
         # RuntimeError, UnpicklingError, EOFError, ... depending on what is wrong.
         said = str(error).lower()
-        raise ValueError(FOREIGN if "weights_only" in said or "unsupported" in said else _DAMAGED) from None
+        raise ValueError(_FOREIGN if "weights_only" in said or "unsupported" in said else _DAMAGED) from None
 
 
 def _members(content: bytes) -> dict[str, bytes]:
@@ -108,7 +108,7 @@ def _pieces(value: Any, depth: int) -> Iterator[str | Tensor]:
     elif value is None or type(value) in (bool, int, float, str):
         yield f"{type(value).__name__} {value!r}\n"
     else:
-        raise ValueError(FOREIGN)
+        raise ValueError(f"it holds a {type(value).__name__}, and can hold tensors and plain data only")
 
 
 def _bits(tensor: Tensor) -> bytes:
