@@ -65,7 +65,7 @@ class Adam:
             raise ValueError("its Adam moments are missing or belong to other parameters")
         for name, entry in state.items():
             leaf = self._leaves[name]
-            if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}):
+            if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}, leaf.dtype):
                 raise ValueError(f"its Adam moments of {name} are not finite tensors of the parameter's shape")
             # Adam counts on the host wherever the parameters are.
             self._adam.state[leaf] = {
@@ -73,11 +73,11 @@ class Adam:
             }
 
 
-def _fits(entry: Any, shapes: dict[str, torch.Size]) -> bool:
-    """Whether `entry` holds finite tensors of exactly these names and shapes."""
+def _fits(entry: Any, shapes: dict[str, torch.Size], dtype: torch.dtype) -> bool:
+    """Whether `entry` holds tensors of exactly these names and shapes, finite as numbers of `dtype`."""
     return (
         isinstance(entry, dict)
         and set(entry) == set(shapes)
         and all(isinstance(value, torch.Tensor) and value.shape == shapes[name] for name, value in entry.items())
-        and all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in entry.values())
+        and all(value.is_floating_point() and bool(value.to(dtype).isfinite().all()) for value in entry.values())
     )

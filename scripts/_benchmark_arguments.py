@@ -12,7 +12,7 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.experiment.checks import check
 from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
-from metarl.experiment.files import check_writable
+from metarl.experiment.outputs import check_outputs
 
 SWEEP = tuple(2**k for k in range(6, 18))
 """Numbers of worlds tried on a GPU."""
@@ -87,9 +87,7 @@ def configured(arguments: Arguments) -> TrainConfig:
     check_device(config.device)
     if min(arguments.worlds, default=1) < 1:
         raise UserError(f"--worlds is {' '.join(map(str, arguments.worlds))}; each must be positive.")
-    for path in (arguments.json, arguments.plot):
-        if path:
-            check_writable(path)
+    check_outputs(json=arguments.json, plot=arguments.plot)
     if arguments.worlds and arguments.what != "rollout":
         raise UserError(
             f"--worlds belongs to rollout; {arguments.what} takes --meta-batch-size and --episodes-per-task."

@@ -21,7 +21,7 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import make_chunks
 from metarl.algorithms.objective import MetaBatch, meta_gradient
 from metarl.experiment.progress import status
-from metarl.experiment.run_directory import read_metrics
+from metarl.experiment.run_directory import metrics_of
 from metarl.noise import MEASUREMENT
 from metarl.ops.tree import flatten
 from metarl.policy_gradient import ESTIMATORS
@@ -161,7 +161,8 @@ def line_search_summary(path: Path) -> dict[str, Any] | None:
 
     None where the run has no such metrics (another outer optimiser).
     """
-    rows = [row for _, row in read_metrics(path / "metrics.jsonl") if row.get("line_search/accepted") is not None]
+    read = ("line_search/accepted", "line_search/fraction", "expected_gain", "actual_gain")
+    rows = [row for row in metrics_of(path) if all(row.get(name) is not None for name in read)]
     if not rows:
         return None
     accepted = [row for row in rows if row["line_search/accepted"]]

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import sys
 from pathlib import Path
+
+
+def _open_streams() -> None:
+    """Gives the process the standard streams that it was started without, and makes them take every text.
+
+    Otherwise the next file to be opened would be in their place, and take what is printed. A name that is no text in
+    the terminal's encoding is printed with escapes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+_open_streams()
 
 
 def _leave(number: int, frame: object) -> None:

@@ -16,6 +16,7 @@ from metarl.experiment.errors import describe_os_error
 from metarl.experiment.evaluate_run import evaluate_run, evaluation_record
 from metarl.experiment.files import write_json
 from metarl.experiment.loading import LoadedRun
+from metarl.experiment.outputs import write_json_output
 from metarl.types import PublishedCurve
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def is_default_protocol(arguments: Arguments, path: Path) -> bool:
 
 
 def run_labels(paths: Sequence[Path]) -> list[str]:
-    """What runs are called in a table: their directories' names, or if two share one their paths."""
+    """What runs are called in a table: their directories' names, or if two share one their paths; always text."""
     if len(paths) == 1:
         return ["this run (± 95 % over tasks)"]
     names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return [name.encode(errors="backslashreplace").decode() for name in names]
 
 
 def show_table(
@@ -105,7 +107,7 @@ def show_table(
         source_note: What to say behind the sources of the published curves.
     """
     if arguments.json:
-        write_json(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
+        write_json_output(arguments.json, records[0] if len(records) == 1 else {"runs": list(records)})
     print(curve_table([*rows, *map(CurveRow.of_published, published)]))
     for source in dict.fromkeys(curve.source for curve in published):
         print(f"published numbers: {source}{source_note}")

@@ -22,7 +22,7 @@ from metarl.experiment.fewshot_run import (
     make_fewshot_trainer,
     make_source,
 )
-from metarl.experiment.files import write_json
+from metarl.experiment.outputs import write_json_output
 from metarl.experiment.run_directory import RunDirectory, metrics_of
 from metarl.fewshot.data.images import ImageClasses
 from metarl.fewshot.evaluation import nearest_neighbour
@@ -49,7 +49,9 @@ def cpu_seconds(run: Path) -> float:
     """CPU time that a run's iterations took, without validation; each line of its metrics is the mean over some."""
     rows = metrics_of(run)
     before = [0, *(row["iteration"] for row in rows)]
-    return sum(row["time/cpu_seconds"] * (row["iteration"] - b) for row, b in zip(rows, before, strict=False))
+    return sum(
+        (row.get("time/cpu_seconds") or 0) * (row["iteration"] - b) for row, b in zip(rows, before, strict=False)
+    )
 
 
 def reference_rows(config: FewShotConfig, images: ImageClasses) -> list[tuple[str, float, float]]:
@@ -92,7 +94,7 @@ def replicate_fewshot(arguments: Arguments) -> None:
         print_scores(f"glyphs, {ways}-way 1-shot: accuracy in % on {EVALUATION_TASKS} tasks of the test split", rows)
         results |= {f"{ways}-way 1-shot {label}": value for label, value, *_ in rows[:2]}
     if arguments.json:
-        write_json(arguments.json, results)
+        write_json_output(arguments.json, results)
         print(f"saved {arguments.json}")
 
 

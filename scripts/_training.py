@@ -100,7 +100,7 @@ def announce(trainer: Trainer, what: str, seed: int) -> None:
 
 
 def train(trainer: Trainer, script: str) -> None:
-    """Trains to the end, or leaves after Ctrl-C, saying how to go on."""
+    """Trains to the end, or leaves after Ctrl-C, saying how to go on; a run that has learned nothing has failed."""
     finished = trainer.train()
     skipped = trainer.learner.state_dict()["skipped_updates"]
     if skipped:
@@ -110,3 +110,10 @@ def train(trainer: Trainer, script: str) -> None:
         print(f"Continue with: {_common.command(script, '--resume', trainer.run.path)}")
         # What a shell expects of a command ended by Ctrl-C, so that `train && evaluate` stops here too.
         sys.exit(130)
+    if skipped and skipped == trainer.learner.iteration:
+        print(
+            f"error: {trainer.run.path} has learned nothing: no iteration had finite data and gradients; look for what "
+            "makes rewards, observations or losses infinite, or take smaller steps.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -35,7 +35,7 @@ from _benchmark_arguments import SWEEP, Arguments, configured
 
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import write_json
+from metarl.experiment.outputs import write_json_output
 
 if TYPE_CHECKING:
     from _benchmark_limits import Row
@@ -125,7 +125,7 @@ def main() -> None:
             draw(arguments.plot, rows, f"{family.spec.id}, {arguments.device}")
             print(f"saved {arguments.plot}")
     if arguments.json:
-        write_json(arguments.json, found)
+        write_json_output(arguments.json, found)
         print(f"saved {arguments.json}")
 
 

@@ -23,7 +23,7 @@ import tyro
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.config import check_device
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import check_writable
+from metarl.experiment.outputs import check_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,9 +89,7 @@ def check_arguments(arguments: Arguments) -> None:
             "No run was named; name a run directory that train.py or train_fewshot.py made, or one under pretrained/."
         )
     check_device(arguments.device)
-    for path in (arguments.json, arguments.plot):
-        if path:
-            check_writable(path)
+    check_outputs(json=arguments.json, plot=arguments.plot)
 
 
 @reports_errors

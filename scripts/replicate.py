@@ -28,7 +28,7 @@ from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.checks import check
 from metarl.experiment.comparison import CurveRow, curve_table
 from metarl.experiment.errors import UserError, reports_errors
-from metarl.experiment.files import check_writable, write_json
+from metarl.experiment.outputs import check_outputs, write_json_output
 from metarl.fewshot.methods import METHODS
 
 UNREAD = {"maml2017": ("learners", "env_steps"), "fewshot": ("families", "env_steps", "steps", "plot")}
@@ -80,9 +80,7 @@ def main() -> None:
     for name in UNREAD.get(arguments.protocol, ()):
         if getattr(arguments, name) != defaults[name]:
             raise UserError(f"--{name.replace('_', '-')} means nothing to the protocol {arguments.protocol}.")
-    for path in (arguments.json, arguments.plot):
-        if path:
-            check_writable(path)
+    check_outputs(json=arguments.json, plot=arguments.plot)
     if arguments.protocol == "fewshot":
         from _replicate_fewshot import replicate_fewshot
 
@@ -118,7 +116,7 @@ def main() -> None:
             )
             print(f"saved {arguments.plot}")
     if arguments.json:
-        write_json(arguments.json, results)
+        write_json_output(arguments.json, results)
         print(f"saved {arguments.json}")
 
 

@@ -43,9 +43,10 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             sys.exit(130)
         except BrokenPipeError:
             # `--help | head`: the reader has what it wanted. 128 + SIGPIPE is how other programs end then.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()
             sys.exit(141)
         except OSError as error:
+            _give_up_stdout()
             sys.exit(_fail(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:
             # torch's allocator raises a plain RuntimeError.
@@ -61,8 +62,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _give_up_stdout() -> None:
+    """Where nothing can be written to it, Python's own last try must not add a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    # A name of a file may be no text.
+    print(f"error: {message.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     return 2
 
 
@@ -88,4 +98,6 @@ _EXPLAINED = {
 def describe_os_error(error: OSError) -> str:
     """One sentence for a failing file operation, with the path."""
     what = _EXPLAINED.get(error.errno or 0) or error.strerror or one_line(error)
-    return f"{error.filename}: {what}." if error.filename else f"{what[0].upper()}{what[1:]}."
+    # Some libraries name files in bytes.
+    where = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"{where}: {what}." if error.filename else f"{what[0].upper()}{what[1:]}."

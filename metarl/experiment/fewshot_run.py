@@ -229,7 +229,8 @@ def load_fewshot_run(path: Path, checkpoint: str = "best", shots: int | None = N
     if shots is not None:
         _check_shots(method, source)
     like = {"params": method.initial_params(), "buffers": method.initial_buffers()}
-    learner = read_checkpoint(file, run_identity(config, source), like, FewShotLearner.counters)["learner"]
+    state = read_checkpoint(file, run_identity(config, source), like, FewShotLearner.counters, trained)
+    learner = state["learner"]
     return LoadedFewShotRun(
         path, config, source, method, learner["params"], learner["buffers"], file.stem, learner["iteration"]
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import json
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from metarl.experiment.errors import UserError
 
@@ -53,19 +51,67 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def check_writable(path: Path) -> None:
-    """Makes sure, before long work, that its result can be written to `path`.
+def append(path: Path, content: bytes) -> None:
+    """Adds to the end of a file and sees it onto the disk.
 
     Raises:
-        OSError: If it cannot, naming `path`.
+        OSError: If it cannot, naming `path`; a part may have been written.
     """
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """What a file holds.
+
+    Args:
+        path: The file.
+        most: Bytes that it can honestly have.
+
+    Raises:
+        UserError: If it is no regular file, or larger.
+        OSError: If it cannot be read.
+    """
+    handle = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, which no run writes: it was damaged or replaced.")
+    return content
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Opens a file of a run, as `os.open`; a pipe in its place is not waited for.
+
+    Raises:
+        UserError: If it is no regular file.
+        OSError: If it cannot be opened.
+    """
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is not a regular file, which it must be in a run.")
+    return handle
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Removes the temporary files that a process which was killed in `write_bytes_atomically` has left.
+
+    Args:
+        folder: Where.
+        names: Regular expression of the names of the files that were written; no other process may be writing them.
+    """
+    # The middle is what mkstemp draws.
+    pattern = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}\.tmp")
+    for entry in folder.iterdir():
+        if pattern.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                entry.unlink()
 
 
 def _umask() -> int:
@@ -76,7 +122,12 @@ def _umask() -> int:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, atomically. Numbers that JSON has no word for become null."""
-    write_bytes_atomically(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+    write_bytes_atomically(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """Readable JSON. Numbers that JSON has no word for become null."""
+    return (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
@@ -87,38 +138,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Saves tensors, numbers, strings and containers of those, atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes_atomically(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Loads what `save_checkpoint` wrote. Runs no code from the file, whatever is in it.
-
-    Raises:
-        UserError: If it is missing, damaged, or holds anything but tensors and plain data.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"There is no checkpoint {path}.") from None
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises RuntimeError, UnpicklingError, EOFError, OSError ... depending on where the damage is.
-        looks_whole = content[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
-        if looks_whole and ("weights_only" in str(error).lower() or "unsupported" in str(error).lower()):
-            reason = "it holds something other than tensors and plain data, and was not loaded"
-        else:
-            reason = "it is damaged or cut off"
-        raise UserError(
-            f"{path} is not a usable checkpoint: {reason}. Look at another one with --checkpoint; to resume, put a "
-            "copy of another one in its place."
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is not a checkpoint of metarl: it holds a {type(state).__name__}.")
-    return state

@@ -66,12 +66,13 @@ def load_run(path: Path, make_family: Callable[[TrainConfig], TaskFamily], check
     Raises:
         UserError: If it is not a run, or its checkpoint is missing or unusable.
     """
-    config = dataclasses.replace(read_config(path), device="cpu")
+    trained = read_config(path)
+    config = dataclasses.replace(trained, device="cpu")
     file = find_checkpoint(path, checkpoint)
     family = make_family(config)
     policy = make_policy(family, config.policy, config.seed)
     like = {"params": config.learner.inner_loop(policy).initial_meta(), "constants": constants(policy)}
-    state = read_checkpoint(file, config.identity, like, MetaLearner.counters)
+    state = read_checkpoint(file, config.identity, like, MetaLearner.counters, trained)
     learner = state["learner"]
     load_constants(policy, learner["constants"])
     settings = dataclasses.replace(config.learner, inner_lr=saved_inner_lr(state, config, str(file)))
@@ -89,6 +90,8 @@ def find_checkpoint(path: Path, name: str) -> Path:
     Raises:
         UserError: If there is none of that name.
     """
+    if Path(name).name != name or name.startswith(".") or "\\" in name:
+        raise UserError(f"{name!r} is not the name of a checkpoint of the run; best, last and iteration_N are.")
     folder = path / "checkpoints"
     # Before its first validation a run has no best checkpoint; the last one is what there is to look at.
     if name == "best" and not (folder / "best.pt").exists() and (folder / "last.pt").exists():

@@ -12,10 +12,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -23,11 +24,31 @@ import torch
 
 from metarl.experiment.config import to_json
 from metarl.experiment.errors import UserError
-from metarl.experiment.files import write_bytes_atomically, write_json
+from metarl.experiment.files import (
+    append,
+    open_regular,
+    read_regular,
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json,
+)
 
 _PACKAGES = (
     *("metarl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang", "tensorboard"),
     *("matplotlib", "pillow", "scikit-learn"),
+)
+
+_MOST_SETTINGS, _MOST_SESSIONS, _MOST_METRICS = 2**20, 2**26, 2**32
+"""Bytes that config.json, versions.json and metrics.jsonl can honestly have."""
+
+_MARKS = ("config.json", "versions.json", "metrics.jsonl", "checkpoints", ".lock")
+"""A directory with two of them is a run, or what is left of one."""
+
+_WRITTEN = r"config\.json|versions\.json|metrics.*\.jsonl"
+"""What only the process that holds the run replaces; evaluation tables are written beside it."""
+
+_OWN_FILES = re.compile(
+    rf"{_WRITTEN}|\.lock|events\..*|evaluation_.*\.json|checkpoints(/.*)?", re.IGNORECASE | re.DOTALL
 )
 
 
@@ -47,6 +68,7 @@ class RunDirectory:
             UserError: If the directory already holds a run, or another process is using it.
             OSError: If it cannot be written.
         """
+        _check_name(path)
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "config.json").exists() and not _is_fresh(path):
             raise UserError(f"{path} holds other files and is not a run; choose another --run-dir.")
@@ -56,7 +78,7 @@ class RunDirectory:
                 raise UserError(
                     f"{path} already holds a run; continue it with --resume {path}, or choose another --run-dir."
                 )
-            (path / "checkpoints").mkdir(exist_ok=True)
+            run._prepare()
             write_json(path / "versions.json", [session()])
             # Last, because a directory counts as a run once its config is there.
             write_json(path / "config.json", to_json(config))
@@ -72,10 +94,17 @@ class RunDirectory:
         Raises:
             UserError: If there is none, or another process is using it.
         """
+        _check_name(path)
         read_config_file(path)
         run = RunDirectory(path, _lock(path))
-        (path / "checkpoints").mkdir(exist_ok=True)
+        run._prepare()
         return run
+
+    def _prepare(self) -> None:
+        """Makes the folder of checkpoints, and removes what a process that was killed in a write has left."""
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        remove_leftovers(self.path, _WRITTEN)
+        remove_leftovers(self.path / "checkpoints", r"(last|best|iteration_\d+)\.pt")
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -107,57 +136,72 @@ class RunDirectory:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl and sees it onto the disk, before a checkpoint counts its iteration as done."""
-        path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = str(path)
-            raise
+        append(self.path / "metrics.jsonl", (json.dumps(row) + "\n").encode())
 
-    def num_metrics(self) -> int:
-        """Lines of metrics there are."""
-        path = self.path / "metrics.jsonl"
-        return sum(1 for _ in read_metrics(path)) if path.exists() else 0
+    def metrics_until(self, iteration: int) -> dict[int, str]:
+        """Iteration -> line of metrics, of the lines up to `iteration`.
 
-    def cut_metrics(self, iteration: int, lines: int) -> int:
-        """Drops every line after `iteration`, and a last line that a kill left unfinished.
+        Raises:
+            UserError: If metrics.jsonl is something else than a file.
+        """
+        return {row["iteration"]: line for line, row in read_metrics(self.path) if row["iteration"] <= iteration}
+
+    def replace_metrics(self, lines: Iterable[str], keep_old: bool) -> None:
+        """Makes metrics.jsonl hold just these lines.
 
         Args:
-            iteration: Iterations done.
-            lines: How many lines they have written.
-
-        Returns:
-            How many of those are missing. If any, the file as it was is kept beside the new one as
-            metrics.damaged.jsonl: what cannot be read here may be put right by hand.
+            lines: Lines of it.
+            keep_old: If this changes the file, keep it as it was, as metrics.damaged.jsonl, metrics.damaged-2.jsonl
+                and so on: what cannot be read here may be put right by hand.
         """
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return lines
-        kept = {row["iteration"]: line for line, row in read_metrics(path) if row["iteration"] <= iteration}
-        missing = lines - len(kept)
-        if missing:
-            write_bytes_atomically(path.with_name("metrics.damaged.jsonl"), path.read_bytes())
-        write_bytes_atomically(path, "".join(line + "\n" for line in kept.values()).encode())
-        return missing
+        old = read_regular(path, _MOST_METRICS) if path.exists() else b""
+        new = "".join(line + "\n" for line in lines).encode()
+        if new == old:
+            return
+        if keep_old:
+            copy, number = path.with_name("metrics.damaged.jsonl"), 1
+            while copy.exists():
+                number += 1
+                copy = path.with_name(f"metrics.damaged-{number}.jsonl")
+            write_bytes_atomically(copy, old)
+        write_bytes_atomically(path, new)
 
 
-def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(text, content) of each complete line of a metrics file."""
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+def read_metrics(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(text, content) of each complete line of a run's metrics; none where it has no file of them.
+
+    Raises:
+        UserError: If metrics.jsonl is something else than a file.
+    """
+    try:
+        content = read_regular(run / "metrics.jsonl", _MOST_METRICS)
+    except FileNotFoundError:
+        return
+    for line in content.decode(errors="replace").split("\n"):
         # ValueError: not JSON. RecursionError: JSON of absurd depth.
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("iteration")) is int:
+            if isinstance(row, dict) and type(row.get("iteration")) is int and 0 < row["iteration"] < 2**63:
                 yield line, row
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The metrics that a run has kept; none where it has no file of them."""
-    path = run / "metrics.jsonl"
-    return [row for _, row in read_metrics(path)] if path.is_file() else []
+    """The metrics that a run has kept: numbers, None for what was not finite."""
+    return [
+        {name: value for name, value in row.items() if value is None or isinstance(value, (int, float))}
+        for _, row in read_metrics(run)
+    ]
+
+
+def run_of(file: Path) -> Path | None:
+    """The run that this file belongs to, whether it is there or not: its settings, metrics, tables or checkpoints."""
+    for run in file.parents:
+        if _OWN_FILES.fullmatch(file.relative_to(run).as_posix()):
+            with contextlib.suppress(OSError):
+                if sum((run / mark).exists() for mark in _MARKS) > 1:
+                    return run
+    return None
 
 
 def read_config_file(path: Path) -> tuple[Any, Path]:
@@ -167,10 +211,14 @@ def read_config_file(path: Path) -> tuple[Any, Path]:
         UserError: If the directory is not a run.
     """
     file = path / "config.json"
-    if not file.is_file():
-        raise UserError(f"{path} is not a run: it has no config.json. Name a directory that a training script made.")
     try:
-        return json.loads(file.read_text(encoding="utf-8")), file
+        content = read_regular(file, _MOST_SETTINGS)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is not a run: it has no config.json. Name a directory that a training script made."
+        ) from None
+    try:
+        return json.loads(content.decode()), file
     except (ValueError, RecursionError):
         raise UserError(f"{file} is not valid JSON: it was damaged after the run wrote it.") from None
 
@@ -195,8 +243,8 @@ def session() -> dict[str, Any]:
 def _read_sessions(path: Path) -> list[dict[str, Any]]:
     """What versions.json holds; nothing where it cannot be read, because it is only a record."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = json.loads(read_regular(path, _MOST_SESSIONS).decode())
+    except (OSError, UserError, ValueError, RecursionError):
         return []
     sessions = data if isinstance(data, list) else [data]
     return [item for item in sessions if isinstance(item, dict) and isinstance(item.get("packages", {}), dict)]
@@ -221,6 +269,18 @@ def _git(directory: Path, *arguments: str) -> str | None:
     return result.stdout.strip() or None
 
 
+def _check_name(path: Path) -> None:
+    """Refuses a name that is not text: in metrics, commands and pictures it could only stand as something else.
+
+    Raises:
+        UserError: Naming it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path} is not a name in UTF-8; choose another --run-dir, or rename the run.") from None
+
+
 def _is_fresh(path: Path) -> bool:
     """Whether a directory is empty, but for what a run killed before it had a config leaves."""
     return all(
@@ -233,18 +293,24 @@ def _is_fresh(path: Path) -> bool:
 
 def _lock(path: Path) -> IO[str]:
     """Holds the directory until the returned file is closed or the process ends, however it ends."""
-    file = (path / ".lock").open("a")
+    file = os.fdopen(open_regular(path / ".lock", os.O_RDWR | os.O_CREAT), "a")
+    try:
+        _flock(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _flock(file: IO[str], path: Path) -> None:
     try:
         import fcntl
     except ImportError:  # Windows: no advisory locks of this kind.
-        return file
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
         raise UserError(f"{path} is in use by another process; wait for it, or choose another --run-dir.") from None
     except OSError as error:
-        file.close()
         error.filename = str(path)
         raise
-    return file

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, final
 
-from metarl.experiment.checkpoint import CHECKPOINT_FORMAT, read_checkpoint
+from metarl.experiment.checkpoint import read_checkpoint, save_checkpoint
 from metarl.experiment.errors import UserError
-from metarl.experiment.files import save_checkpoint
+from metarl.experiment.events import Events
 from metarl.experiment.progress import Progress
 from metarl.experiment.run_directory import RunDirectory
 from metarl.types import Params
@@ -108,7 +108,7 @@ class Trainer:
         self.learner, self.config, self.run = learner, config, run
         self.best_score = -math.inf
         self._validation, self._identity, self._describe = validation, identity, describe
-        self._lines = 0
+        self._lines, self._is_best = 0, False
         self._resumed = resume
         if resume:
             self._restore()
@@ -117,48 +117,48 @@ class Trainer:
         last = self.run.checkpoint("last")
         # A run killed before its first checkpoint starts again from nothing, which is where it was. One that has
         # got further and lost its last checkpoint would be thrown away by that.
-        if not last.exists() and self.run.num_metrics() > 1:
+        if not last.exists() and (written := len(self.run.metrics_until(sys.maxsize))) > 1:
             raise UserError(
-                f"{self.run.path} has {self.run.num_metrics()} lines of metrics but no checkpoints/last.pt to "
+                f"{self.run.path} has {written} lines of metrics but no checkpoints/last.pt to "
                 "continue from; put a copy of another checkpoint there, or train anew with another --run-dir."
             )
+        expected = 0
         if last.exists():
-            state = read_checkpoint(last, self._identity, self.learner.tensors(), self.learner.counters)
+            learner = self.learner
+            state = read_checkpoint(last, self._identity, learner.tensors(), learner.counters, self.config)
             done = state["learner"]["iteration"]
             if done > self.config.iterations:
                 raise UserError(f"--iterations is {self.config.iterations}; {self.run.path} has done {done} already.")
             self._validation.load_state_dict(state, str(last))
             try:
-                self.learner.load_state_dict(state["learner"])
+                learner.load_state_dict(state["learner"])
             except ValueError as error:
                 raise UserError(f"{last} does not fit this run: {error}.") from None
-            self.best_score, self._lines = state["best_score"], state["lines"]
-        self.run.save_config(self.config)
+            self.best_score, expected = state["best_score"], state["lines"]
+        lines = self.run.metrics_until(self.learner.iteration)
+        # Nothing is written before this: all that can be refused has been.
+        self._lines = len(lines)
+        self.run.replace_metrics(lines.values(), keep_old=self._lines < expected)
         changes = self.run.add_session()
+        self.run.save_config(self.config)
         if changes:
             print(
                 f"warning: {', '.join(changes)} since this run's last session; it need no longer equal an unbroken "
                 "run bit for bit.",
                 file=sys.stderr,
             )
-        missing = self.run.cut_metrics(self.learner.iteration, self._lines)
-        if missing:
+        if self._lines < expected:
             print(
-                f"warning: {self.run.path / 'metrics.jsonl'} lacks {missing} of the {self._lines} lines written so "
-                "far; training goes on without them.",
+                f"warning: {self.run.path / 'metrics.jsonl'} lacks {expected - self._lines} of the {expected} lines "
+                "written so far; training goes on without them.",
                 file=sys.stderr,
             )
 
     def train(self) -> bool:
         """Trains to the configured iteration. Returns whether it got there: False after Ctrl-C."""
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         start, total = self.learner.iteration, self.config.iterations
-        with (
-            _StopSignal() as stop,
-            Progress(total, start, self._describe) as progress,
-            SummaryWriter(self.run.path, purge_step=start + 1 if self._resumed else None) as events,
-        ):
+        events = Events(self.run.path, start + 1 if self._resumed else None)
+        with _StopSignal() as stop, Progress(total, start, self._describe) as progress:
             while self.learner.iteration < total and not stop.requested:
                 metrics = self._advance()
                 if self._validation_due():
@@ -166,8 +166,7 @@ class Trainer:
                 iteration = self.learner.iteration
                 self.run.append_metrics({"iteration": iteration, **_without_nonfinite(metrics)})
                 self._lines += 1
-                for name, value in metrics.items():
-                    events.add_scalar(name, value, iteration)
+                events.add(metrics, iteration)
                 self._save_checkpoints()
                 progress.update(iteration, metrics)
         return self.learner.iteration >= total
@@ -193,25 +192,25 @@ class Trainer:
         return every > 0 and (self.learner.iteration % every == 0 or self.learner.iteration == self.config.iterations)
 
     def _validate(self) -> dict[str, float]:
-        """Judges the learner, and saves the best checkpoint so far."""
+        """Judges the learner."""
         score, metrics = self._validation()
         # A score that is not a number never becomes the best.
         if score > self.best_score:
-            self.best_score = score
-            save_checkpoint(self.run.checkpoint("best"), self._state())
+            self.best_score, self._is_best = score, True
         return metrics | {"validation/score": score, "validation/best_score": self.best_score}
 
     def _save_checkpoints(self) -> None:
+        """Saves what is due, after the line of metrics: a copy of any one is what the last one was then."""
         iteration = self.learner.iteration
-        if iteration % self.config.keep_every == 0:
-            save_checkpoint(self.run.checkpoint(f"iteration_{iteration}"), self._state())
-        if self.best_score == -math.inf and iteration == self.config.iterations:
-            save_checkpoint(self.run.checkpoint("best"), self._state())
-        save_checkpoint(self.run.checkpoint("last"), self._state())
+        # Where no validation has chosen one, the best is the last.
+        unchosen = self.best_score == -math.inf and iteration == self.config.iterations
+        names = {"best": self._is_best or unchosen, f"iteration_{iteration}": iteration % self.config.keep_every == 0}
+        for name in (*(name for name, due in names.items() if due), "last"):
+            save_checkpoint(self.run.checkpoint(name), self._state(), self.config)
+        self._is_best = False
 
     def _state(self) -> dict[str, Any]:
         return {
-            "format": CHECKPOINT_FORMAT,
             **self._identity,
             "learner": self.learner.state_dict(),
             "best_score": self.best_score,

@@ -208,6 +208,9 @@ def _legend(ax: Axes, first: Sequence[str] = ()) -> None:
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1.0)
+    for text in legend.get_texts():
+        # A run's name may hold a dollar sign, which would begin a formula.
+        text.set_parse_math(False)
 
 
 def _limits(ax: Axes, returns: np.ndarray, always_shown: Sequence[float]) -> None:

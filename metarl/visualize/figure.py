@@ -13,7 +13,7 @@ import matplotlib.colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from metarl.experiment.files import write_bytes_atomically
+from metarl.experiment.outputs import write_output
 
 DPI = 200
 TITLE_HEIGHT = 0.65
@@ -60,7 +60,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield figure
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes_atomically(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
 
 
 def step_colours(num_steps: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metarl.experiment.errors import UserError, one_line
+from metarl.experiment.outputs import write_output
 from metarl.noise import TaskNoise
 from metarl.types import FamilySpec, Params, Policy
 from metarl.visualize.frames import PICTURE_HEIGHT, PICTURE_WIDTH, FrameComposer, make_trace, side_text
@@ -190,7 +190,7 @@ def _mp4(path: Path, size: tuple[int, int], fps: float) -> Iterator[Any]:
             writer.close()
         if not temporary.is_file() or not temporary.stat().st_size:
             raise UserError(f"{path}: ffmpeg wrote nothing; is the disk full?")
-        os.replace(temporary, path)
+        write_output(path, temporary.read_bytes())
     except OSError as error:
         # The exception holds ffmpeg's own words last, below a heading.
         said = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().endswith(":")]

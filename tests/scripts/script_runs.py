@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "scripts"
@@ -38,3 +41,19 @@ def start(name: str, *arguments: object, prefix: str = "") -> subprocess.Popen:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def content(run: Path) -> dict[Path, bytes]:
+    """Every file of a run."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def iterations(run: Path) -> list[int]:
+    """Those that its metrics are of."""
+    return [json.loads(line)["iteration"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def as_format_1(file: Path) -> None:
+    """Makes a checkpoint what it was before it had a config and a digest."""
+    state = torch.load(file, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name not in ("config", "digest")} | {"format": 1}, file)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import envs
-from metarl.experiment.checkpoint import CHECKPOINT_FORMAT
+from metarl.experiment.checkpoint import save_checkpoint
 from metarl.experiment.config import PolicyConfig, TrainConfig, to_json
-from metarl.experiment.files import save_checkpoint, write_json
+from metarl.experiment.files import write_json
 from metarl.experiment.policy_run import make_policy
 from metarl.experiment.presets import preset
 from metarl.functional import initial_params
@@ -34,8 +34,8 @@ def make_run(path: Path, family_id: str) -> Path:
     write_json(path / "config.json", to_json(config))
     params = initial_params(make_policy(envs.make(family_id), config.policy, 0))
     learned = {"params": params, "iteration": 1, "env_steps": 0, "skipped_updates": 0}
-    state = {"format": CHECKPOINT_FORMAT, "algorithm": "maml-trpo", "family": family_id}
-    save_checkpoint(path / "checkpoints" / "best.pt", state | {"learner": learned, "best_score": 0.0})
+    state = {"algorithm": "maml-trpo", "family": family_id, "learner": learned, "best_score": 0.0}
+    save_checkpoint(path / "checkpoints" / "best.pt", state, config)
     (path / "metrics.jsonl").write_text('{"iteration": 1, "return/step_0": -2.0, "return/step_1": -1.0}\n')
     return path
 
