@@ -45,8 +45,10 @@ class PolicyFisher:
         with torch.enable_grad():
             outputs = apply(self._leaves, samples.observations)
             self._outputs, self._structure = tree_flatten(outputs)
+            # Those that depend on no parameter (a frozen standard deviation) do not change: their rows of D are 0.
+            self._moving = [output for output in self._outputs if output.requires_grad]
             # D v by differentiating D^T u, which is linear in u, with respect to u: both directions from one graph.
-            self._cotangents = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+            self._cotangents = [torch.zeros_like(output, requires_grad=True) for output in self._moving]
             self._pullback = self._transposed_jacobian(self._cotangents, create_graph=True)
         self._dist_params = tree_map(torch.Tensor.detach, outputs)
         # Cast before dividing: a quotient of integers would be rounded to float32.
@@ -55,16 +57,23 @@ class PolicyFisher:
 
     def product(self, tangent: Params) -> Params:
         """The product for per-task `tangent`, `[task, ...]`."""
-        outputs = torch.autograd.grad(
-            self._pullback, self._cotangents, list(tangent.values()), retain_graph=True, materialize_grads=True
+        moved = iter(
+            torch.autograd.grad(
+                self._pullback, self._cotangents, list(tangent.values()), retain_graph=True, materialize_grads=True
+            )
         )
-        informed = self._distribution.fisher_product(self._dist_params, tree_unflatten(list(outputs), self._structure))
-        cotangents = [self._row_weights * value for value in tree_flatten(informed)[0]]
+        outputs = [next(moved) if output.requires_grad else torch.zeros_like(output) for output in self._outputs]
+        informed = self._distribution.fisher_product(self._dist_params, tree_unflatten(outputs, self._structure))
+        cotangents = [
+            self._row_weights * value
+            for value, output in zip(tree_flatten(informed)[0], self._outputs, strict=True)
+            if output.requires_grad
+        ]
         return dict(zip(self._leaves, self._transposed_jacobian(cotangents, create_graph=False), strict=True))
 
     def _transposed_jacobian(self, cotangents: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
-            self._outputs,
+            self._moving,
             list(self._leaves.values()),
             cotangents,
             create_graph=create_graph,

@@ -10,14 +10,26 @@ import torch
 
 @contextlib.contextmanager
 def no_tf32() -> Iterator[None]:
-    """Keeps CUDA's matrix products out of TF32 inside the block, whatever the program or its environment chose.
+    """Keeps matrix products out of TF32, and on the CPU out of bfloat16, whatever the program or its environment chose.
 
-    NVIDIA's containers, for one, set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
+    NVIDIA's containers, for one, set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. torch has an older switch for all products and a
+    newer one for each library; where they contradict one another, reading the older one (`allow_tf32`) is an error. So
+    both are turned, and put back, but for an older one that the program itself has left in contradiction.
     """
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
+    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    of_libraries = [library.fp32_precision for library in libraries]
+    try:
+        of_all = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        of_all = None
+    if of_all is not None:
+        torch.set_float32_matmul_precision("highest")
+    for library in libraries:
+        library.fp32_precision = "ieee"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        if of_all is not None:
+            torch.set_float32_matmul_precision(of_all)
+        for library, precision in zip(libraries, of_libraries, strict=True):
+            library.fp32_precision = precision

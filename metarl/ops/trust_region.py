@@ -24,7 +24,7 @@ class ConjugateGradientResult(NamedTuple):
     Attributes:
         solution: `[n]`.
         residual: b - A x by the recurrence, `[n]`.
-        relative_residual: ||b - A x|| / ||b||; 0 for b = 0, not finite where a product was not.
+        relative_residual: ||b - A x|| / ||b||; 0 for b = 0, NaN where b or a product was not finite.
         iterations: Products that were needed.
     """
 
@@ -55,13 +55,11 @@ def conjugate_gradient(
     squared = torch.dot(residual, residual)
     start = float(squared)
     iterations = 0
-    while iterations < iters and float(squared) > tolerance**2 * start:
+    while iterations < iters and float(squared) > tolerance * tolerance * start:
         image = product(direction)
         curvature = torch.dot(direction, image)
         iterations += 1
         if not float(curvature) > 0:
-            # A product that is not finite must not pass for one without curvature: the residual tells.
-            squared = squared if math.isfinite(float(curvature)) else curvature
             break
         step = squared / curvature
         solution = solution + step * direction
@@ -69,6 +67,9 @@ def conjugate_gradient(
         following = torch.dot(residual, residual)
         direction = residual + following / squared * direction
         squared = following
+    # A product that is not finite must not pass for one without curvature, nor such a right-hand side for zero.
+    if not math.isfinite(start) or (iterations > 0 and not math.isfinite(float(curvature))):
+        return ConjugateGradientResult(solution, residual, math.nan, iterations)
     relative = math.sqrt(float(squared) / start) if start > 0 else 0.0
     return ConjugateGradientResult(solution, residual, relative, iterations)
 

@@ -88,6 +88,28 @@ def test_without_positive_curvature_it_stops_at_a_finite_point(eigenvalues):
         assert not result.solution.any() and result.iterations == 1 and result.relative_residual == 1.0
 
 
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["first product", "third product", "one entry", "right-hand side"])
+def test_what_is_not_finite_gives_a_residual_that_is_no_number(garbage, where):
+    a, b, calls = spd(5, 0), vector(5, 1), []
+
+    def product(x):
+        calls.append(None)
+        image = a @ x
+        if where == "one entry":
+            image[2] = garbage
+        return image * garbage if len(calls) == {"first product": 1, "third product": 3}.get(where) else image
+
+    if where == "right-hand side":
+        b[3] = garbage
+    assert math.isnan(conjugate_gradient(product, b, 5).relative_residual)
+
+
+def test_a_huge_tolerance_is_met_at_once():
+    result = conjugate_gradient(lambda x: x, vector(3, 0), 5, tolerance=1e308)
+    assert result.iterations == 0 and result.relative_residual == 1.0
+
+
 def test_a_singular_matrix_is_solved_where_it_can_be():
     a = torch.diag(torch.tensor([2.0, 0.0], dtype=torch.float64))
     result = conjugate_gradient(lambda x: a @ x, torch.tensor([1.0, 0.0], dtype=torch.float64), 10)

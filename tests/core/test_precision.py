@@ -1,0 +1,50 @@
+"""Matrix products in full precision inside a training step; torch's switches readable there and as before after it."""
+
+import pytest
+import torch
+
+from metarl.precision import no_tf32
+
+CUDA, CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+CHOICES = {
+    "nothing": lambda: None,
+    "older, medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "older, for CUDA": lambda: setattr(CUDA, "allow_tf32", True),
+    "newer, for CUDA": lambda: setattr(CUDA, "fp32_precision", "ieee"),
+    "newer, for CUDA, in contradiction": lambda: setattr(CUDA, "fp32_precision", "tf32"),
+    "newer, for the CPU": lambda: setattr(CPU, "fp32_precision", "bf16"),
+}
+
+
+def switches():
+    def read(switch):
+        try:
+            return switch()
+        except RuntimeError:
+            return "contradiction"
+
+    older = (lambda: CUDA.allow_tf32, torch.get_float32_matmul_precision)
+    return [CUDA.fp32_precision, CPU.fp32_precision, *map(read, older)]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    newer = CUDA.fp32_precision, CPU.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    CUDA.fp32_precision, CPU.fp32_precision = newer
+
+
+@pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES.keys())
+def test_products_are_exact_inside_and_every_switch_is_as_before_outside(choose):
+    choose()
+    before = switches()
+    with no_tf32():
+        assert [CUDA.fp32_precision, CPU.fp32_precision] == ["ieee", "ieee"]
+        with no_tf32():
+            pass
+        assert [CUDA.fp32_precision, CPU.fp32_precision] == ["ieee", "ieee"]
+        if "contradiction" not in before:
+            assert CUDA.allow_tf32 is False and torch.get_float32_matmul_precision() == "highest"
+    assert switches() == before
