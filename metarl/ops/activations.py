@@ -44,7 +44,8 @@ class _Tanh(Function):
 
 def is_recorded() -> bool:
     """Whether torch's operators are compiled, exported, traced or watched now: anything but them would be lost."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return traced or torch._C._len_torch_dispatch_stack() > 0
 
 
 def tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
