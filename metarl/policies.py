@@ -65,7 +65,7 @@ class MLP(nn.Module):
 def _apply(linear: nn.Linear, x: Tensor, activation: LayerActivation) -> Tensor:
     """f(W x + b); where W is `[task, n_out, n_in]`, b `[task, n_out]` and x `[task, ..., n_in]`, of every task."""
     weight, bias = linear.weight, linear.bias
-    if weight.ndim == 2:
+    if not isinstance(weight, Tensor) or weight.ndim == 2:  # torch.fx has a stand-in for it
         return ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
     rows = x.reshape(len(weight), -1, weight.shape[2])
     return layer(rows, weight, bias, activation).reshape(*x.shape[:-1], weight.shape[1])
@@ -125,9 +125,9 @@ class GaussianMLPPolicy(nn.Module):
 
 def _like_rows(vector: Tensor, rows: Tensor) -> Tensor:
     """A parameter `[n]`, or `[task, n]` of every task, once for every row of `[task, ..., m]`: `[task, ..., n]`."""
-    if vector.ndim == 2:
+    if isinstance(vector, Tensor) and vector.ndim == 2:
         vector = vector.reshape(len(vector), *[1] * (rows.ndim - 2), -1)
-    return vector.expand(*rows.shape[:-1], vector.shape[-1])
+    return vector.expand(rows.shape[:-1] + vector.shape[-1:])
 
 
 @final

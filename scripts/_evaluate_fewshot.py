@@ -12,7 +12,7 @@ from metarl.experiment.errors import UserError
 from metarl.experiment.fewshot_config import MOST_STEPS
 from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun, fewshot_record, load_fewshot_run
 from metarl.fewshot.methods import METHODS
-from metarl.fewshot.published import PUBLISHED
+from metarl.fewshot.published import published_scores
 
 if TYPE_CHECKING:
     from evaluate import Arguments
@@ -79,12 +79,15 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
     unit = "accuracy in %" if record["higher_is_better"] else record["metric"]
     where = f"{first.dataset}, {first.setting}, mean over {record['num_tasks']} tasks of the test split"
     print(f"{unit}{' before each step' if any(r['steps'] for r in records) else ''}; {where}")
+    published, left_out = published_scores(first.dataset, first.setting, runs[0].source)
+    if left_out:
+        print(left_out)
     labels = run_labels([run.path for run in runs])
     show_table(
         arguments,
         records,
         [score_row(label, record) for label, record in zip(labels, records, strict=True)],
-        PUBLISHED.get((first.dataset, first.setting), ()),
+        published,
         saved=saved,
         detail=f"{where}, 95 % intervals",
         what=unit,

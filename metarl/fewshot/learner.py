@@ -34,6 +34,9 @@ class FewShotLearner:
     Attributes:
         params: Meta-parameters.
         buffers: Running statistics of batch normalisation.
+
+    Raises:
+        ValueError: If there is nothing to learn, or the network is no function of its parameters (`Network.check`).
     """
 
     counters: tuple[str, ...] = ("iteration", "skipped_updates")
@@ -51,6 +54,9 @@ class FewShotLearner:
         self.method, self.source, self.config, self.seed = method, source, config, seed
         self.params: Params = method.initial_params()
         self.buffers: Params = method.initial_buffers()
+        if not self.params:
+            raise ValueError("The network has no parameter that requires a gradient: there is nothing to learn.")
+        method.network.check(source.sample(1, "train", seed).support.x[0])
         self.iteration = 0
         self.skipped_updates = 0
         self.chunks = chunks or TaskChunks()
@@ -74,7 +80,7 @@ class FewShotLearner:
             self.skipped_updates += 1
         else:
             self.params = moved
-            self.buffers = {name: _mean(value) for name, value in direction.buffers.items()}
+            self.buffers = {name: _mean(value, self.buffers[name]) for name, value in direction.buffers.items()}
         self.iteration += 1
         squares = [value.double().square().sum() for value in direction.gradient.values()]
         seconds = time.perf_counter() - start
@@ -111,13 +117,14 @@ class FewShotLearner:
 
     def tensors(self) -> dict[str, Params]:
         """The parts of its state that are sets of tensors of known names and shapes."""
-        return {"params": self.params, "buffers": self.buffers}
+        return {"params": self.params, "buffers": self.buffers, "frozen": self.method.network.frozen}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything training continues from."""
         return {
             "params": dict(self.params),
             "buffers": dict(self.buffers),
+            "frozen": {name: value.clone() for name, value in self.method.network.frozen.items()},
             "outer": {} if self._adam is None else self._adam.state_dict(),
             "iteration": self.iteration,
             "skipped_updates": self.skipped_updates,
@@ -132,9 +139,12 @@ class FewShotLearner:
         if self._adam is not None:
             self._adam.load_state_dict(state["outer"])
         self.params, self.buffers = dict(state["params"]), dict(state["buffers"])
+        self.method.network.load_constants(self.buffers, state.get("frozen", {}))
         self.iteration, self.skipped_updates = state["iteration"], state["skipped_updates"]
 
 
-def _mean(value: torch.Tensor) -> torch.Tensor:
-    """Mean over tasks of a running statistic; the counter of batches is the same for all."""
-    return value.mean(0) if value.is_floating_point() else value[0]
+def _mean(value: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Mean over tasks of a running statistic; the counter of batches is the same for all, and a constant stays one."""
+    if not value.is_floating_point() or torch.equal(value, before.expand_as(value)):
+        return value[0]
+    return value.mean(0)

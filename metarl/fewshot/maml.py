@@ -91,7 +91,7 @@ class MAML:
         self, params: Params, buffers: Params, support: Examples, query_x: Tensor, num_steps: int
     ) -> list[Tensor]:
         """See `Method`."""
-        return [self.network.testing(theta, query_x, buffers) for theta in self._adapt(params, support, num_steps)]
+        return self.network.predictions(self._adapt(params, support, num_steps), support.x, query_x, buffers)
 
     def _adapt(self, params: Params, support: Examples, num_steps: int) -> list[Params]:
         return self.inner.adapt(params, [support] * num_steps, len(support.x), num_steps)

@@ -207,12 +207,13 @@ class MetaLSTM:
         """See `Method`."""
         trajectory, _ = self._learn(params, support, num_steps)
         with torch.no_grad():
-            return [
-                self.network.testing(self._by_name(theta, len(support.x)), query_x, buffers) for theta in trajectory
-            ]
+            by_name = [self._by_name(theta, len(support.x)) for theta in trajectory]
+            return self.network.predictions(by_name, support.x, query_x, buffers)
 
     def _learn(self, params: Params, support: Examples, num_steps: int) -> tuple[list[Tensor], list[Signal]]:
         """theta_0 .. theta_T, and what the optimiser was told on the way; without a graph."""
+        if num_steps < 0:
+            raise ValueError(f"num_steps is {num_steps}; it must be zero or more.")
         with torch.no_grad():
             own = _optimizer(params)
             state = State.start(self._rows(params, len(support.x)), self.hidden_size)

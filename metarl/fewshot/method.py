@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metarl.fewshot.networks import Network
 from metarl.fewshot.supervised import score
 from metarl.fewshot.tasks import Examples, Tasks
 from metarl.types import Params
@@ -46,7 +47,12 @@ class Method(Protocol):
 
     Tensors lead with a task axis, and no task's result depends on another task. Everything that is learnt across tasks
     is in `params`; running statistics of batch normalisation are in `buffers`.
+
+    Attributes:
+        network: What is applied to examples.
     """
+
+    network: Network
 
     def initial_params(self) -> Params:
         """Meta-parameters that training starts from, by name."""

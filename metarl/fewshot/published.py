@@ -1,8 +1,16 @@
-"""Published few-shot results, to stand beside ours. Accuracies in per cent, errors as mean squared errors."""
+"""Published few-shot results, to stand beside ours on the same data. Accuracies in per cent, mean squared errors."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from metarl.fewshot.data.images import ImageClasses
+from metarl.fewshot.episodes import Episodes
+from metarl.fewshot.tasks import SPLITS, Split, TaskSource
 
 _MAML = "Finn, Abbeel and Levine 2017"
 _REPTILE = "Nichol, Achiam and Schulman 2018, table 2"
@@ -65,3 +73,68 @@ PUBLISHED: dict[tuple[str, str], tuple[PublishedScores, ...]] = {
     ),
 }
 """By (data set, setting); a single value is a method's final one, whatever its number of steps."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What can be known of a published data set without its images.
+
+    Attributes:
+        classes: Number of classes of each split.
+        images: Of each class.
+        names: First digits of the SHA-256 of the classes' names, sorted, a line each.
+        by_split: Whether a name has its split before it (`train/...`), as which classes are in which is published too.
+    """
+
+    classes: Mapping[Split, int]
+    images: int
+    names: str
+    by_split: bool
+
+
+_DATA: dict[str, _Published] = {
+    # The lists of Ravi and Larochelle 2017, by WordNet number.
+    "mini-imagenet": _Published({"train": 64, "validation": 16, "test": 20}, 600, "0636e462a938b83d", True),
+    # The characters of Lake et al. 2015, as Alphabet/characterNN.
+    "omniglot (vinyals)": _Published({"train": 1028, "validation": 172, "test": 423}, 20, "2f1d1d148e5ac8e1", False),
+}
+
+
+def departure(data: ImageClasses) -> str:
+    """What tells images from those of the published results, in words; empty if nothing does."""
+    known = _DATA.get(data.name)
+    if known is None:
+        return f"{data.name} is another choice of classes"
+    found, wanted = (
+        " / ".join(str(number_of[split]) for split in SPLITS)
+        for number_of in ({split: len(data.splits[split]) for split in SPLITS}, known.classes)
+    )
+    if found != wanted:
+        return f"{found} classes to train, validate and test on instead of {wanted}"
+    images = [int(np.diff(data.first)[number]) for split in SPLITS for number in data.splits[split]]
+    if {*images} != {known.images}:
+        return f"{min(images)} to {max(images)} images of a class instead of {known.images}"
+    names = [
+        f"{split}/{data.labels[number]}" if known.by_split else data.labels[number]
+        for split in SPLITS
+        for number in data.splits[split]
+    ]
+    digest = hashlib.sha256("\n".join(sorted(names)).encode(errors="replace")).hexdigest()
+    return "" if digest.startswith(known.names) else "classes of other names"
+
+
+def published_scores(dataset: str, setting: str, source: TaskSource) -> tuple[tuple[PublishedScores, ...], str]:
+    """Published scores that may stand beside scores on these tasks, and why others are left out.
+
+    Args:
+        dataset: Name of the data set.
+        setting: What a task is: "5-way 1-shot".
+        source: The tasks.
+    """
+    scores = PUBLISHED.get((dataset, setting), ())
+    if not scores or not isinstance(source, Episodes):
+        return scores, ""
+    different = departure(source.data)
+    if not different:
+        return scores, ""
+    return (), f"published numbers are left out: these are other data than those of {dataset} there ({different})"

@@ -41,7 +41,7 @@ def mini_batches(examples: Examples, size: int, num_batches: int) -> list[Exampl
     """
     num = examples.x.shape[1]
     size = min(size, num)
-    order = torch.arange(size * num_batches) % num
+    order = torch.arange(size * max(num_batches, 0)) % num
     return [Examples(*(v[:, order[k * size : (k + 1) * size]] for v in examples)) for k in range(num_batches)]
 
 
@@ -81,7 +81,7 @@ class Reptile:
         self, params: Params, buffers: Params, support: Examples, query_x: Tensor, num_steps: int
     ) -> list[Tensor]:
         """See `Method`."""
-        return [self.network.testing(theta, query_x, buffers) for theta in self._adapt(params, support, num_steps)]
+        return self.network.predictions(self._adapt(params, support, num_steps), support.x, query_x, buffers)
 
     def _adapt(self, params: Params, examples: Examples, num_steps: int) -> list[Params]:
         batches = mini_batches(examples, self.batch_size, num_steps)

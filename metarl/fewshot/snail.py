@@ -84,14 +84,23 @@ class Sequences(NamedTuple):
         return Sequences(torch.cat([self.rows, channels], -1), self.num_support)
 
 
+def _linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
+    """Weights of Glorot and Bengio, and no number from torch's global generator."""
+    linear = nn.utils.skip_init(nn.Linear, in_features, out_features)
+    assert isinstance(linear, nn.Linear)
+    nn.init.xavier_uniform_(linear.weight, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 @final
 class DenseBlock(nn.Module):
     """A causal convolution of two positions with a gate, appended to its input."""
 
-    def __init__(self, in_channels: int, dilation: int, filters: int) -> None:
+    def __init__(self, in_channels: int, dilation: int, filters: int, generator: torch.Generator) -> None:
         super().__init__()
         self.dilation = dilation
-        self.convolution = nn.Linear(2 * in_channels, 2 * filters)
+        self.convolution = _linear(2 * in_channels, 2 * filters, generator)
 
     def forward(self, x: Sequences) -> Sequences:
         """Appends `filters` channels."""
@@ -107,9 +116,9 @@ class TCBlock(nn.Sequential):
         out_channels: Number of channels behind it.
     """
 
-    def __init__(self, in_channels: int, num_examples: int, filters: int) -> None:
+    def __init__(self, in_channels: int, num_examples: int, filters: int, generator: torch.Generator) -> None:
         depth = math.ceil(math.log2(num_examples))
-        super().__init__(*(DenseBlock(in_channels + i * filters, 2**i, filters) for i in range(depth)))
+        super().__init__(*(DenseBlock(in_channels + i * filters, 2**i, filters, generator) for i in range(depth)))
         self.out_channels = in_channels + depth * filters
 
 
@@ -121,11 +130,11 @@ class AttentionBlock(nn.Module):
         out_channels: Number of channels behind it.
     """
 
-    def __init__(self, in_channels: int, key_width: int, value_width: int) -> None:
+    def __init__(self, in_channels: int, key_width: int, value_width: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.keys = nn.Linear(in_channels, key_width)
-        self.queries = nn.Linear(in_channels, key_width)
-        self.values = nn.Linear(in_channels, value_width)
+        self.keys = _linear(in_channels, key_width, generator)
+        self.queries = _linear(in_channels, key_width, generator)
+        self.values = _linear(in_channels, value_width, generator)
         self.out_channels = in_channels + value_width
 
     def weights(self, x: Sequences) -> Float[Tensor, "task row row"]:
@@ -167,15 +176,11 @@ class CausalNetwork(nn.Module):
         self.blocks = nn.Sequential()
         for i, (key_width, value_width) in enumerate(attention):
             if i > 0:
-                self.blocks.append(tc_block := TCBlock(in_channels, num_examples, filters))
+                self.blocks.append(tc_block := TCBlock(in_channels, num_examples, filters, generator))
                 in_channels = tc_block.out_channels
-            self.blocks.append(attention_block := AttentionBlock(in_channels, key_width, value_width))
+            self.blocks.append(attention_block := AttentionBlock(in_channels, key_width, value_width, generator))
             in_channels = attention_block.out_channels
-        self.linear = nn.Linear(in_channels, num_outputs)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
+        self.linear = _linear(in_channels, num_outputs, generator)
 
     def forward(self, x: Sequences) -> Tensor:
         """Predictions `[task, query, output]` at the last position of each sequence."""

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 
@@ -42,6 +42,15 @@ class _Tanh(Function):
         return _Tanh.apply(x), in_dims[0]
 
 
+def is_recorded() -> bool:
+    """Whether torch's operators are compiled, exported, traced or watched now: anything but them would be lost."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return traced or torch._C._len_torch_dispatch_stack() > 0
+
+
 def tanh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """tanh(x), differentiable any number of times."""
+    # NumPy's result would be a constant in a recorded graph; a subclass of Tensor has its own idea of operators.
+    if type(x) not in (Tensor, nn.Parameter) or is_recorded():
+        return torch.tanh(x)
     return _Tanh.apply(x)

@@ -13,8 +13,8 @@ and for the cotangents (u_x, u_W, u_b, u_z) of these results (dx, dW, db, gz):
     c = u_x W^T + x u_W^T + u_b + u_z,     of g: c * f',     of y: c * g * df'/dy,
     of x: gz u_W,     of W: gz^T u_x                                                                           (second)
 
-Higher orders are autograd's, as all of this is differentiable again. Forward mode and `torch.func` take the plain
-formula.
+Higher orders are autograd's, as all of this is differentiable again. Forward mode, `torch.func` and whatever records
+operators (torch.export, torch.compile, torch.jit.trace) take the plain formula.
 
 | symbol | here   | shape             | meaning                     |
 |--------|--------|-------------------|-----------------------------|
@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from metarl.ops.activations import tanh
+from metarl.ops.activations import is_recorded, tanh
 
 LayerActivation = Literal["identity", "relu", "tanh"]
 
@@ -79,8 +79,8 @@ def layer(
 
 
 def _is_transformed() -> bool:
-    """Whether forward mode or a transform of `torch.func` is at work, which these derivatives do not know."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether forward mode, a transform of `torch.func` or a recorder is at work, for which the plain formula is."""
+    return is_recorded() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, activation: LayerActivation) -> Tensor:
@@ -185,12 +185,13 @@ def _rows_times(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Ten
     """
     _, num_rows, n = rows.shape
     m = matrix.shape[2]
-    if m < n and m < _NARROW:
+    plain = is_recorded()  # a recorded graph holds no choice by size
+    if not plain and m < n and m < _NARROW:
         # The narrow side first, as above.
         if bias is None:
             return torch.bmm(matrix.mT, rows.mT).mT
         return torch.baddbmm(bias.unsqueeze(2), matrix.mT, rows.mT).mT
-    large = min(n, m) >= _NARROW and num_rows >= _SHORT and len(rows) > 0
+    large = not plain and min(n, m) >= _NARROW and num_rows >= _SHORT and len(rows) > 0
     if large and _onednn is not None and _is_fit(rows, matrix, bias):
         # It would read a bias with gaps as if there were none.
         biases = [None] * len(rows) if bias is None else bias.contiguous()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
+import os
 import sys
 import unicodedata
 import zipfile
@@ -188,6 +190,75 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, mapped: bool, damage: bytes)
         assert same(cached(tmp_path, "tiny", lambda: tiny(8), mapped=mapped), tiny(8))
     assert same(cached(tmp_path, "tiny", lambda: pytest.fail("not mended"), mapped=mapped), tiny(8))
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_no_damage_to_a_cache_is_loaded(tmp_path: Path, mapped: bool) -> None:
+    """Every byte in turn with some bits flipped, and every length cut off: the same data come back, built anew."""
+    cached(tmp_path, "tiny", tiny, mapped=mapped)
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    built: list[int] = []
+
+    def build() -> ImageClasses:
+        built.append(1)
+        return tiny()
+
+    for path, content in whole.items():
+        positions = range(0, len(content), 7)
+        damaged = [content[:i] + bytes([content[i] ^ (1 << i % 8)]) + content[i + 1 :] for i in positions]
+        damaged += [content[:i] for i in positions] + [bytes(len(content))]
+        for number, bad in enumerate(damaged):
+            path.write_bytes(bad)
+            assert same(cached(tmp_path, "tiny", build, mapped=mapped), tiny()), (path, number)
+            # A letter of a zip's date may be another one without harm.
+            assert path.read_bytes() == content or not mapped
+    assert len(built) > 0.8 * sum(len(content) // 7 for content in whole.values())
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_cache_of_other_data_is_not_taken_for_this_one(tmp_path: Path, mapped: bool) -> None:
+    cached(tmp_path, "other", lambda: tiny(9), mapped=mapped)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_stem("tiny"))
+    assert same(cached(tmp_path, "tiny", tiny, mapped=mapped), tiny())
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_no_file_in_the_cache_is_done_without(tmp_path: Path, mapped: bool) -> None:
+    for ending in ("npz", "npy", "json"):
+        os.mkfifo(tmp_path / f"tiny.{ending}")
+    assert same(cached(tmp_path, "tiny", tiny, mapped=mapped), tiny())
+
+
+def test_what_killed_writers_left_in_the_cache_is_removed(tmp_path: Path) -> None:
+    old, new, others = (tmp_path / f".{name}.tmp" for name in ("tiny.npz.aaa", "tiny.npz.bbb", "large.npy.ccc"))
+    for path in (old, new, others):
+        path.touch()
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    cached(tmp_path, "tiny", tiny)
+    assert not old.exists() and new.exists() and others.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"splits": {"train": np.array([3]), "validation": np.array([2]), "test": np.array([1])}},
+            "a split names a class",
+        ),
+        (
+            {"splits": {"train": np.array([-1]), "validation": np.array([2]), "test": np.array([1])}},
+            "a split names a c",
+        ),
+        ({"first": np.array([0, 2, 4, 7])}, "first must rise from 0 to the 6 images"),
+        ({"first": np.array([0, 4, 2, 6])}, "first must rise"),
+        ({"images": np.zeros((6, 1, 2, 2))}, "images must be uint8"),
+    ],
+)
+def test_image_classes_that_do_not_belong_together_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"tiny: {message}"):
+        dataclasses.replace(tiny(), **change)
 
 
 def test_a_pickle_in_the_cache_is_not_loaded(tmp_path: Path) -> None:
@@ -407,6 +478,25 @@ def test_a_broken_archive_is_named(omniglot: Files, tmp_path: Path) -> None:
         load_omniglot(tmp_path / "plain.txt")
 
 
+@pytest.mark.parametrize("name", ["images_background", "images_background/Old_2/character01/0201_02.png"])
+def test_what_is_no_file_is_not_waited_for(omniglot: Files, tmp_path: Path, name: str) -> None:
+    folder = unpack({n: content for n, content in omniglot.items() if not n.startswith(name)}, tmp_path / "data")
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=r"0201_02\.png is no file|no images of Omniglot in images_background"):
+        load_omniglot(folder, "lake")
+    with pytest.raises(ValueError, match="neither a folder nor a"):
+        load_omniglot(folder / name)
+
+
+def test_links_in_a_circle_and_to_nothing(omniglot: Files, tmp_path: Path) -> None:
+    folder = unpack(omniglot, tmp_path / "data")
+    (folder / "images_background/Old_1/again").symlink_to(folder / "images_background")
+    assert len(load_omniglot(folder, "lake", tmp_path / "cache").labels) == 18
+    (folder / "images_background/Old_1/lost.png").symlink_to(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"lost\.png cannot be read \(No such file"):
+        load_omniglot(folder, "lake")
+
+
 COLOURS = {"train": (250, 20, 20), "val": (20, 250, 20), "test": (20, 20, 250)}
 
 
@@ -489,10 +579,19 @@ def test_mini_imagenet_that_is_not_there_says_where_to_get_it(photographs: Files
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("val.csv", b"filename,label\r\nlost.jpg,n1val\r\n", r"val\.csv lists lost\.jpg,n1val, which is not among"),
+        (
+            "val.csv",
+            b"filename,label\r\nlost.jpg,n1val\r\n",
+            r"val\.csv, line 2, lists lost\.jpg,n1val, which is not among",
+        ),
         ("val.csv", b"lost.jpg,n1val\r\n", r"val\.csv does not begin with the line filename,label"),
         ("val.csv", b"filename,label\r\nn1val0000.jpg,n1train\r\n", r"class n1train both for train and for validation"),
         ("images/n1val0000.jpg", b"no image", r"n1val0000\.jpg is not a PNG or JPEG image"),
+        ("val.csv", b"filename,label\r\n" + 2 * b"n1val0000.jpg,n1val\r\n", r"line 3, lists n1val0000\.jpg.* before"),
+        ("val.csv", b'filename,label\n"n1val0000.jpg,n1val\n', r"val\.csv, line 2, is not filename,label: unexpected"),
+        ("val.csv", b"filename,label\n" + 140_000 * b"x" + b",y", r"val\.csv, line 2, is not .*field larger"),
+        ("val.csv", b"filename,label\n" + 130_000 * b"x" + b",y", r"val\.csv, line 2, lists x{100}, which is not"),
+        ("val.csv", b"filename,label\nn1val0000.jpg\n", r"line 2, lists n1val0000\.jpg, which is not"),
     ],
 )
 def test_mini_imagenet_lists_are_checked(

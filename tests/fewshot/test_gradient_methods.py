@@ -194,8 +194,8 @@ def test_a_prediction_reads_no_query_but_its_own_unless_batch_norm_is_transducti
         method = every_method(batch_norm)[name]
         params, buffers = double(method)
         whole = method.predictions(params, buffers, tasks.support, tasks.query.x, 2)[-1]
-        part = method.predictions(params, buffers, tasks.support, tasks.query.x[:, :5], 2)[-1]
-        same = torch.allclose(whole[:, :5], part, rtol=1e-9, atol=1e-11)
+        part = method.predictions(params, buffers, tasks.support, tasks.query.x[:, :10], 2)[-1]
+        same = torch.allclose(whole[:, :10], part, rtol=1e-9, atol=1e-11)
         assert same == (batch_norm == "running")
 
 
@@ -292,8 +292,6 @@ def test_modules_that_would_learn_something_else_are_refused() -> None:
     method = MAML(Network(Flat()), 1)
     with pytest.raises(ValueError, match=r"predicts \(3, 4\) .* tasks have \(3, 4, 1\)"):
         method.direction(*double(method), regression())
-    with pytest.raises(ValueError, match=r"has dropout \(1\)"):
-        Network(nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.5)))
 
 
 def test_images_that_cannot_be_halved_four_times_are_refused() -> None:

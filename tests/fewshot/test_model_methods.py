@@ -390,9 +390,9 @@ def test_rows_read_what_comes_before_them() -> None:
 
 def blocks(kind: str, length: int) -> nn.Module:
     if kind == "tc":
-        return TCBlock(3, length, 4).double()
+        return TCBlock(3, length, 4, generator(0)).double()
     if kind == "attention":
-        return AttentionBlock(3, 4, 5).double()
+        return AttentionBlock(3, 4, 5, generator(0)).double()
     return CausalNetwork(3, 2, length, 4, ((4, 5), (3, 2)), generator(0)).double().blocks
 
 

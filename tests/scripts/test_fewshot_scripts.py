@@ -70,6 +70,27 @@ def test_a_run_leaves_lines_checkpoints_events_and_a_table(run_script: Run, wave
     assert code == 0 and "10-shot" in text and "published" not in text
 
 
+def test_own_images_do_not_stand_beside_published_numbers(
+    run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of mini-ImageNet, five classes of three pictures in each split."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "val", "test"):
+        for kind in range(5):
+            (data / split / f"{split}{kind}").mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8), (50 * kind, 20 * number, 0)).save(data / split / f"{split}{kind}/{number}.png")
+    size = ("--channels", 2, "--queries", 1, "--test-queries", 2, "--iterations", 1, "--validation.num-tasks", 1)
+    code, _, errors = run_script(
+        "train_fewshot", "prototypical", "--dataset", "mini-imagenet", "--data-dir", data, *size, "--run-dir", run
+    )
+    assert (code, errors) == (0, "")
+    code, text, _ = run_script("evaluate", run, "--num-tasks", 2)
+    assert code == 0 and "accuracy in %" in text and "published:" not in text
+    assert "published numbers are left out" in text and "5 / 5 / 5 classes" in text
+
+
 @pytest.mark.parametrize("stop_at", [3, 6])
 def test_a_run_that_was_stopped_continues_bitwise(
     run_script: Run, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -67,9 +68,12 @@ class FileTree:
         root = Path(root).expanduser()
         if not root.exists():
             raise FileNotFoundError(f"There is no folder {root}; it should be the one of {expected}.")
-        if root.is_file() and root.suffix.lower() != ".zip":
+        if not root.is_dir() and not (root.is_file() and root.suffix.lower() == ".zip"):
             raise ValueError(f"{root} is neither a folder nor a .zip archive; it should be one of {expected}.")
-        tree = cls(root, parts)
+        try:
+            tree = cls(root, parts)
+        except OSError as error:
+            raise ValueError(f"{error.filename or root} cannot be read ({error.strerror or error}).") from None
         if not tree._entries:
             tree.close()
             raise ValueError(f"{root} does not look like {expected}.")
@@ -89,6 +93,8 @@ class FileTree:
         entry = self._entries[name]
         if entry.size > _MAX_FILE_BYTES:
             raise ValueError(f"{self.describe(name)} has {entry.size} bytes, which no file of this data set has.")
+        if not entry.path.is_file():
+            raise ValueError(f"{self.describe(name)} is no file (any more).")
         try:
             return self._archive(entry.path).read(entry.member) if entry.member else entry.path.read_bytes()
         except Exception as error:
@@ -135,7 +141,10 @@ class FileTree:
         if path not in self._archives:
             try:
                 self._archives[path] = zipfile.ZipFile(path)
-            except zipfile.BadZipFile:
+            except OSError:
+                raise
+            except Exception:
+                # Of damage, zipfile also raises NotImplementedError, UnicodeDecodeError, struct.error ...
                 raise ValueError(f"{path} is not a zip archive, or damaged; get it anew.") from None
         return self._archives[path]
 
@@ -177,9 +186,17 @@ def _has_part(folder: Path, part: str) -> bool:
 
 
 def _walk(top: Path, folder: Path) -> dict[str, _Entry]:
-    files = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    named = ((path.relative_to(top).as_posix(), path) for path in files)
-    return {name: _on_disk(path) for name, path in named if not _is_hidden(name)}
+    found: dict[str, _Entry] = {}
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # A link to a folder above would go round for ever.
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
+        for path in (Path(place, name) for name in names):
+            name = path.relative_to(top).as_posix()
+            if not _is_hidden(name):
+                found[name] = _on_disk(path)
+    return found
 
 
 def _on_disk(path: Path) -> _Entry:
@@ -254,6 +271,8 @@ def cached(
         stem = _cache_folder(cache_dir) / name
     except RuntimeError:  # nobody's home
         return build()
+    with contextlib.suppress(OSError):
+        _remove_leftovers(stem)
     # A damaged file makes zipfile, zlib, json and NumPy raise nearly anything.
     with contextlib.suppress(Exception):
         return load(stem)
@@ -261,9 +280,9 @@ def cached(
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         save(stem, data)
-    except OSError:
+        return load(stem) if mapped else data
+    except (OSError, ValueError):
         return data
-    return load(stem) if mapped else data
 
 
 def _cache_folder(cache_dir: Path | None) -> Path:
@@ -276,13 +295,13 @@ def _cache_folder(cache_dir: Path | None) -> Path:
 
 def _save(stem: Path, data: ImageClasses) -> None:
     with _replacing(Path(f"{stem}.npz")) as file:
-        np.savez(file, images=data.images, index=np.array(_index(data)))
+        np.savez(file, images=data.images, index=np.array(_index(data, stem.name)))
 
 
 def _load(stem: Path) -> ImageClasses:
     # Opened here: given a name, NumPy leaves a damaged file open.
-    with open(f"{stem}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return _assemble(arrays["images"], str(arrays["index"]))
+    with open(_regular(f"{stem}.npz"), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return _assemble(arrays["images"], str(arrays["index"]), stem.name)
 
 
 def _save_mapped(stem: Path, data: ImageClasses) -> None:
@@ -290,35 +309,56 @@ def _save_mapped(stem: Path, data: ImageClasses) -> None:
         np.lib.format.write_array(file, data.images, allow_pickle=False)
     # Last, because it is the index that says the images are there.
     with _replacing(Path(f"{stem}.json")) as file:
-        file.write(_index(data).encode())
+        file.write(_index(data, stem.name).encode())
 
 
 def _load_mapped(stem: Path) -> ImageClasses:
-    index = Path(f"{stem}.json").read_text()
+    index = _regular(f"{stem}.json").read_text()
     # Not np.load, which would look for other formats in a damaged file, and leave it open.
-    return _assemble(np.lib.format.open_memmap(f"{stem}.npy", mode="r"), index)
+    return _assemble(np.lib.format.open_memmap(_regular(f"{stem}.npy"), mode="r"), index, stem.name)
 
 
-def _index(data: ImageClasses) -> str:
-    splits = {split: data.splits[split].tolist() for split in SPLITS}
-    return json.dumps(
-        {
-            "name": data.name,
-            "first": data.first.tolist(),
-            "labels": data.labels,
-            "splits": splits,
-            "rotations": data.rotations,
-        }
-    )
+def _regular(path: str) -> Path:
+    """The path of a file that can be opened without waiting for anybody, as for a pipe."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(path)
+    return Path(path)
 
 
-def _assemble(images: np.ndarray, index: str) -> ImageClasses:
+def _index(data: ImageClasses, name: str) -> str:
+    """All but the images, with a checksum of everything."""
+    known = {
+        "cache": name,
+        "name": data.name,
+        "first": data.first.tolist(),
+        "labels": list(data.labels),
+        "splits": {split: data.splits[split].tolist() for split in SPLITS},
+        "rotations": data.rotations,
+    }
+    return json.dumps({**known, "digest": _digest(data.images, known)})
+
+
+def _digest(images: np.ndarray, known: Mapping[str, object]) -> str:
+    digest = hashlib.sha256(json.dumps([images.shape, known]).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def _assemble(images: np.ndarray, index: str, name: str) -> ImageClasses:
     known = json.loads(index)
-    first = np.array(known["first"], dtype=np.int64)
-    if images.dtype != np.uint8 or images.ndim != 4 or first[-1] != len(images):
-        raise ValueError("These are not the images that the index was written for.")
+    digest = known.pop("digest")
+    if known["cache"] != name or digest != _digest(images, known):
+        raise ValueError("This is not what was put into the cache.")
     splits: dict[Split, np.ndarray] = {split: np.array(known["splits"][split], dtype=np.int64) for split in SPLITS}
+    first = np.array(known["first"], dtype=np.int64)
     return ImageClasses(known["name"], images, first, tuple(known["labels"]), splits, known["rotations"])
+
+
+def _remove_leftovers(stem: Path) -> None:
+    """Removes what writers that were killed left behind; an hour is more than any writer takes."""
+    for path in stem.parent.glob(f".{stem.name}.*.tmp"):
+        if time.time() - path.stat().st_mtime > 3600:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,9 @@ class ImageClasses:
         labels: What each class is called, for figures.
         splits: Class numbers of each split. No class is in two of them.
         rotations: Into how many classes each is made by turning its images by 0, 90, 180 and 270 degrees: 1 or 4.
+
+    Raises:
+        ValueError: If these do not belong together.
     """
 
     name: str
@@ -46,6 +49,13 @@ class ImageClasses:
         return digest.hexdigest()[:16]
 
     def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(f"{self.name}: images must be uint8 [image, channel, height, width].")
+        first, classes = self.first, len(self.first) - 1
+        if classes < 1 or first[0] != 0 or first[-1] != len(self.images) or (np.diff(first) < 0).any():
+            raise ValueError(f"{self.name}: first must rise from 0 to the {len(self.images)} images, class by class.")
         members = np.concatenate([self.splits[split] for split in self.splits])
+        if not np.isin(members, np.arange(classes)).all():
+            raise ValueError(f"{self.name}: a split names a class that is not among the {classes}.")
         if len(np.unique(members)) != len(members):
             raise ValueError(f"{self.name}: a class is in two splits; what is tested must never have been trained on.")

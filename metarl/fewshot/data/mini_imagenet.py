@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from metarl.fewshot.data.files import FileTree, cached, read_classes
@@ -84,14 +84,27 @@ def _from_lists(tree: FileTree) -> Mapping[Split, dict[str, list[str]]]:
     """For each split, the image files of each class by its list."""
     images = {PurePosixPath(name).name: name for name in tree.names if name.startswith("images/")}
     listed: dict[Split, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    used: set[str] = set()
     for split, name in _LISTS.items():
         if name not in tree.names:
             raise ValueError(f"{tree.root} lacks {name}; expected are {_LAYOUTS}.")
-        rows = csv.reader(io.StringIO(tree.read(name).decode(errors="replace")))
-        if next(rows, None) != ["filename", "label"]:
-            raise ValueError(f"{tree.describe(name)} does not begin with the line filename,label.")
-        for row in filter(None, rows):
+        for line, row in _rows(tree, name):
+            said = f"{tree.describe(name)}, line {line}, lists {','.join(row)[:100]}"
             if len(row) != 2 or row[0] not in images:
-                raise ValueError(f"{tree.describe(name)} lists {','.join(row)}, which is not among the images.")
+                raise ValueError(f"{said}, which is not among the images.")
+            if row[0] in used:
+                raise ValueError(f"{said}, which is listed before.")
+            used.add(row[0])
             listed[split].setdefault(row[1], []).append(images[row[0]])
     return listed
+
+
+def _rows(tree: FileTree, name: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a list that are not empty, with their line numbers."""
+    rows = csv.reader(io.StringIO(tree.read(name).decode(errors="replace")), strict=True)
+    try:
+        if next(rows, None) != ["filename", "label"]:
+            raise ValueError(f"{tree.describe(name)} does not begin with the line filename,label.")
+        yield from ((rows.line_num, row) for row in rows if row)
+    except csv.Error as error:
+        raise ValueError(f"{tree.describe(name)}, line {rows.line_num}, is not filename,label: {error}.") from None
