@@ -68,11 +68,11 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
     check_comparable(runs)
     for run in runs:
         check_steps(arguments.steps, run)
-    # Of every task the scores are kept, one more than there are steps.
+    # Scores are kept of every task and step, and gathered from parts.
+    steps = max(run.config.num_test_steps if arguments.steps is None else arguments.steps for run in runs)
     sizes = {"num_tasks": arguments.num_tasks or EVALUATION_TASKS}
-    check_fits(
-        sizes, {"num_tasks": EVALUATION_TASKS}, lambda s: 8 * s["num_tasks"] * (arguments.steps or 1), _common.flag
-    )
+    usual = {"num_tasks": EVALUATION_TASKS}
+    check_fits(sizes, usual, lambda s: 16 * s["num_tasks"] * (steps + 1), _common.flag)
     records, saved = [], []
     for run in runs:
         steps = run.config.num_test_steps if arguments.steps is None else arguments.steps

@@ -77,7 +77,7 @@ _RANGES: Ranges = {
 
 def kept_bytes(sizes: Sizes) -> int:
     """Least bytes that the seeds of one learner take: settings that are planned ahead, and tables that are kept."""
-    return sizes["seeds"] * (1000 + DEFAULT_NUM_TASKS * 8 * (sizes["steps"] + 1))
+    return sizes["seeds"] * (2000 + DEFAULT_NUM_TASKS * 32 * (sizes["steps"] + 1))
 
 
 @reports_errors

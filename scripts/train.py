@@ -100,8 +100,6 @@ def parse(arguments: list[str]) -> Arguments:
     check_first(config.algorithm, default.algorithm)
     if resume is not None:
         check_unchanged(resume, config, default)
-    else:
-        say_what_goes(config, arguments)
     return dataclasses.replace(parsed, config=config)
 
 
@@ -112,6 +110,8 @@ def main() -> None:
     config = arguments.config
     family = _common.make_family(config.family, config.observe_task)
     check_policy_fits(config, family, policy_words().label)
+    if arguments.resume is None:
+        say_what_goes(config, sys.argv[1:])
     # After the arguments are known to be good: this import brings TensorBoard and takes a moment.
     from metarl.experiment.policy_run import make_learner, make_trainer
 

@@ -91,7 +91,7 @@ def main() -> None:
     from metarl.visualize.show import show_run
 
     if is_planar(run.family.spec):
-        check_actions(arguments, f"{run.config.family} is shown as paths")
+        check_actions(arguments, f"{run.config.family} is drawn as paths, not filmed")
     steps = min(DEFAULT_STEPS, default_steps(run)) if arguments.steps is None else arguments.steps
     _common.check_evaluation(run, None, None, steps)
     out = output_directory(arguments)
@@ -107,7 +107,7 @@ def show_fewshot(arguments: Arguments) -> None:
     from metarl.experiment.fewshot_run import load_fewshot_run
     from metarl.visualize.fewshot import show_fewshot_run
 
-    check_actions(arguments, f"{arguments.run} is a few-shot run")
+    check_actions(arguments, "there is no video of a few-shot run")
     run = load_fewshot_run(arguments.run, arguments.checkpoint)
     check_steps(arguments.steps, run)
     out = output_directory(arguments)
@@ -123,7 +123,7 @@ def check_actions(arguments: Arguments, why: str) -> None:
         UserError: Saying why there is none.
     """
     if arguments.actions != "sampled":
-        raise UserError(f"--actions is {arguments.actions} and does nothing: {why}, not as a video; leave it out.")
+        raise UserError(f"--actions is {arguments.actions} and does nothing: {why}; leave it out.")
 
 
 def report(picture: Picture) -> None:

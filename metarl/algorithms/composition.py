@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -33,7 +32,7 @@ MOST = 2**31
 FAR = 2**63
 """What only counts iterations is below this, and so are seeds."""
 
-LARGEST = 3.4e38
+LARGEST = 1e30
 """Largest number that the parameters' single precision can hold, rounded down."""
 
 _RANGES: Ranges = {
@@ -41,7 +40,7 @@ _RANGES: Ranges = {
         lambda x: 0 < x < MOST,
         ("meta_batch_size", "episodes_per_task", "cg_iters", "line_search_steps", "outer_epochs"),
     ),
-    "positive and at most 3.4e38": (
+    "positive and at most 1e30": (
         lambda x: 0 < x <= LARGEST,
         ("max_kl", "inner_lr", "later_lr_factor", "outer_lr"),
     ),
@@ -49,7 +48,7 @@ _RANGES: Ranges = {
         lambda x: 0 <= x < MOST,
         ("steps_per_task", "num_inner_steps", "chunk_size", "memory_budget_mb"),
     ),
-    "zero or more and at most 3.4e38": (
+    "zero or more and at most 1e30": (
         lambda x: 0 <= x <= LARGEST,
         ("cg_damping", "exploration_credit", "inner_kl_penalty"),
     ),
@@ -132,13 +131,13 @@ def _wrong_step_weights(config: LearnerConfig) -> tuple[str, str] | None:
     weights = config.step_weights
     if not weights or (
         len(weights) == config.num_inner_steps
-        and all(0 <= weight < math.inf for weight in weights)
-        and 0 < sum(weights) < math.inf
+        and all(0 <= weight <= LARGEST for weight in weights)
+        and sum(weights) > 0
     ):
         return None
     return "step_weights", (
-        f"is {as_words(weights)}; it must hold num_inner_steps ({config.num_inner_steps}) numbers, none "
-        "negative and not all zero."
+        f"is {as_words(weights)}; it must hold num_inner_steps ({config.num_inner_steps}) numbers up to 1e30, "
+        "none negative and not all zero."
     )
 
 

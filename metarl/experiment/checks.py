@@ -28,8 +28,8 @@ from metarl.experiment.run_directory import read_config_file
 MOST_THREADS = 1024
 """Threads that a run may ask for: each costs memory and a place among the system's."""
 
-MOST_LAYERS = 1000
-"""Hidden layers that a network may have: its derivatives are taken by calls as deep as that."""
+MOST_LAYERS = 100
+"""Layers that a network may name: many more than any that learns."""
 
 _FLAGS = {f.name for kind in (TrainConfig, PolicyConfig, LearnerConfig) for f in dataclasses.fields(kind)}
 _RANGES: Ranges = {
@@ -41,7 +41,7 @@ _RANGES: Ranges = {
         ("policy.context_dim", "learner.num_inner_steps", "validation.steps"),
     ),
     "between 0 and 1024": (lambda x: 0 <= x <= MOST_THREADS, ("num_threads",)),
-    "positive and at most 3.4e38": (lambda x: 0 < x <= LARGEST, ("policy.min_std", "validation.inner_lrs")),
+    "positive and at most 1e30": (lambda x: 0 < x <= LARGEST, ("policy.min_std", "validation.inner_lrs")),
 }
 """Of everything but the learner, whose ranges are in `composition`."""
 
@@ -172,7 +172,7 @@ def _check_policy(policy: PolicyConfig, words: Words) -> None:
     if not policy.min_std <= policy.init_std <= LARGEST:
         raise UserError(
             f"{words.label('policy.init_std')} is {policy.init_std}; it must be a number, at least "
-            f"{words.within('min_std')} ({policy.min_std}) and at most 3.4e38."
+            f"{words.within('min_std')} ({policy.min_std}) and at most 1e30."
         )
     if policy.activation not in ("relu", "tanh"):
         raise UserError(f"{words.label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")

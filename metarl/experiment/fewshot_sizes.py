@@ -30,6 +30,8 @@ def check_fewshot_fits(config: FewShotConfig, source: TaskSource, label: Callabl
     images = len(source.input_shape) == 3
     names = (*_OF_TASKS, *(_OF_IMAGES if images else _OF_VECTORS), *_OF_METHOD.get(config.method, ()))
     ways = config.ways if source.is_classification else 1
+    # Sine waves are drawn in double precision, inputs and targets.
+    drawn = 1 if images else 6
 
     def need(sizes: Sizes) -> int:
         support, queries = ways * sizes["shots"], ways * sizes["queries"]
@@ -39,15 +41,19 @@ def check_fewshot_fits(config: FewShotConfig, source: TaskSource, label: Callabl
         else:
             hidden = sizes["network.hidden_sizes"]
             network = layer_numbers((*source.input_shape, *hidden, source.num_outputs))
-            of_example, width = max(hidden), hidden[-1]
+            of_example, width = sum(hidden), hidden[-1]
         if config.method == "meta-lstm":
             lstm = sizes["learner.lstm_size"]
             network = network * lstm + 4 * lstm * (4 + lstm)
+        longest = max(support + queries, tested)
         if config.method == "snail":
+            # Every row may look at every other.
+            of_example += longest
             network += _snail(width, ways * max(sizes["shots"], sizes["test_shots"]) + 1, sizes)
         trained = sizes["learner.meta_batch_size"] * (support + queries)
-        numbers = math.prod(source.input_shape) * max(trained, tested) + of_example * max(support + queries, tested)
-        return FLOAT * (network + numbers + sizes["validation.num_tasks"])
+        numbers = drawn * math.prod(source.input_shape) * max(trained, tested) + of_example * longest
+        scores = 4 * sizes["validation.num_tasks"] * (config.num_test_steps + 1) if config.validation.every else 0
+        return FLOAT * (network + numbers + scores)
 
     sizes, usual = ({name: attrgetter(name)(c) for name in names} for c in (config, FewShotConfig()))
     check_fits(sizes, usual, need, label)

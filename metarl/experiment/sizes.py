@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,8 +58,11 @@ def check_fits(
     there, needed = available_bytes(device), need(sizes)
     if needed <= there:
         return
-    # Ratios may exceed what a float can hold.
-    by_excess = sorted(sizes, key=lambda name: _largest(sizes[name]) // max(1, _largest(usual[name])), reverse=True)
+
+    def excess(name: str) -> Fraction:
+        return Fraction(_largest(sizes[name]), max(1, _largest(usual[name])))
+
+    by_excess = sorted(sizes, key=excess, reverse=True)
     for name in by_excess:
         value, most = sizes[name], _largest_that_fits(sizes, name, need, there)
         if 0 < most < _largest(value):
@@ -108,7 +112,8 @@ def check_policy_fits(
             return policy
         tasks, episodes, steps, inner = (sizes[f"learner.{name}"] for name in names)
         worlds = LearnerConfig(episodes_per_task=episodes, steps_per_task=steps).worlds_per_task(family.horizon)
-        phases = inner + (config.learner.outer_optimizer != "reptile")
+        # Of the phase that is being collected there is a second copy.
+        phases = inner + (config.learner.outer_optimizer != "reptile") + 1
         adapted = tasks * inner * policy if config.learner.adapted == "all" else 0
         of_world = phases * family.horizon * step_bytes(family) + FLOAT * max(hidden, default=0)
         trained, validated = adapted + tasks * worlds * of_world, 0
@@ -145,8 +150,8 @@ def check_evaluation_fits(
 
 
 def evaluation_bytes(family: TaskFamily, worlds: int, num_tasks: int, steps: int) -> int:
-    """Least bytes of an evaluation: one phase's rollouts of `worlds` a task, and every step's return."""
-    return num_tasks * (worlds * family.horizon * step_bytes(family) + 2 * FLOAT * steps)
+    """Least bytes of an evaluation: a phase's rollouts of `worlds` a task, twice, and every step's return."""
+    return 2 * num_tasks * (worlds * family.horizon * step_bytes(family) + FLOAT * steps)
 
 
 def step_bytes(family: TaskFamily) -> int:
