@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import _common
 import tyro
 
+from metarl.algorithms.composition import MOST, Ranges, as_words
 from metarl.algorithms.config import LearnerConfig
-from metarl.experiment.checks import check
+from metarl.experiment.checks import check, policy_words
 from metarl.experiment.config import PolicyConfig, TrainConfig, check_device
 from metarl.experiment.errors import UserError
 from metarl.experiment.outputs import check_outputs
+from metarl.experiment.sizes import check_evaluation_fits, check_policy_fits
+from metarl.types import TaskFamily
 
 SWEEP = tuple(2**k for k in range(6, 18))
 """Numbers of worlds tried on a GPU."""
@@ -62,14 +67,27 @@ class Arguments:
     plot: Path | None = None
 
 
+_RANGES: Ranges = {"positive and below 2**31": (lambda x: 0 < x < MOST, ("repeats", "worlds"))}
+
+_SIZES = ("family", "meta_batch_size", "episodes_per_task", "hidden_sizes", "activation", "inner_lr", "fvp_fraction")
+_UNREAD = {
+    "rollout": ("fvp_fraction", "chunk_size"),
+    "gradients": ("fvp_fraction",),
+    "gradients --run": (*_SIZES, "chunk_size"),
+    "fewshot": _SIZES,
+}
+"""What a measurement has no use for."""
+
+
 def configured(arguments: Arguments) -> TrainConfig:
     """The settings to measure under.
 
     Raises:
         UserError: If one makes no sense.
     """
-    if arguments.repeats is not None and arguments.repeats < (2 if arguments.what == "gradients" else 1):
-        raise UserError(f"--repeats is {arguments.repeats}; it must be positive, and for gradients 2 or more.")
+    _common.check_ranges(arguments, _RANGES)
+    if arguments.what == "gradients" and arguments.repeats == 1:
+        raise UserError("--repeats is 1; for gradients it must be 2 or more.")
     config = TrainConfig(
         family=arguments.family,
         device=arguments.device,
@@ -85,8 +103,6 @@ def configured(arguments: Arguments) -> TrainConfig:
     )
     check(config)
     check_device(config.device)
-    if min(arguments.worlds, default=1) < 1:
-        raise UserError(f"--worlds is {' '.join(map(str, arguments.worlds))}; each must be positive.")
     check_outputs(json=arguments.json, plot=arguments.plot)
     if arguments.worlds and arguments.what != "rollout":
         raise UserError(
@@ -100,4 +116,35 @@ def configured(arguments: Arguments) -> TrainConfig:
         raise UserError("fewshot is measured on the CPU and has no plot; leave out --device and --plot.")
     if arguments.run and arguments.what != "gradients":
         raise UserError(f"--run belongs to gradients; {arguments.what} takes --family and the policy's sizes.")
+    _check_read(arguments)
     return config
+
+
+def _check_read(arguments: Arguments) -> None:
+    """Refuses settings that the measurement would ignore."""
+    what = f"{arguments.what} --run" if arguments.run else arguments.what
+    unread = _UNREAD.get(what, ())
+    if arguments.worlds and arguments.device == "cpu":
+        unread += ("episodes_per_task",)
+        what += " --worlds"
+    for field in dataclasses.fields(Arguments):
+        value = getattr(arguments, field.name)
+        if field.name in unread and value != field.default:
+            raise UserError(f"{_common.flag(field.name)} is {as_words(value)}; {what} does not read it: leave it out.")
+
+
+def check_worlds(arguments: Arguments, config: TrainConfig, family: TaskFamily) -> None:
+    """Refuses more worlds, or a larger policy, than fit into memory.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    label = policy_words().label
+    if not arguments.worlds:
+        check_policy_fits(config, family, label)
+        return
+    check_policy_fits(config, family, label, training=False)
+    for worlds in arguments.worlds:
+        check_evaluation_fits(
+            family, lambda _: "--worlds", num_tasks=1, worlds=worlds, steps=0, device=arguments.device
+        )

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 
 def _open_streams() -> None:
@@ -45,7 +46,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # the package is not installed.
 sys.path.insert(0, str(REPOSITORY))
 
+from metarl.algorithms.composition import Ranges, out_of_range  # noqa: E402
 from metarl.experiment.errors import UserError, one_line  # noqa: E402
+
+if TYPE_CHECKING:
+    from envs.family import TaskFamily
+    from metarl.experiment.config import TrainConfig
+    from metarl.experiment.loading import LoadedRun
 
 
 def prepare_display() -> None:
@@ -138,25 +145,52 @@ def make_family(name: str, observe_task: bool = False, source: Path | None = Non
     return family
 
 
-def require_positive(arguments: object, *names: str) -> None:
-    """Refuses a number below 1 in any of the named arguments; None, a default that is chosen later, passes.
+def check_ranges(arguments: object, ranges: Ranges) -> None:
+    """Refuses arguments that are out of range; None, a default that is chosen later, passes.
 
     Raises:
-        UserError: Naming the first flag that is out of range.
+        UserError: Naming the first flag.
     """
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
+    problem = out_of_range(arguments, ranges)
+    if problem is not None:
+        raise UserError(f"{flag(problem[0])} {problem[1]}")
+
+
+def flag(name: str) -> str:
+    """The flag of an argument."""
+    return f"--{name.replace('_', '-')}"
 
 
 def load_run(path: Path, checkpoint: str = "best"):
     """Loads a run directory (or one under `pretrained/`) with its family; see `metarl.experiment.loading`."""
+    from metarl.experiment.checks import policy_words
     from metarl.experiment.loading import load_run
+    from metarl.experiment.sizes import check_policy_fits
 
-    return load_run(
-        path, lambda config: make_family(config.family, config.observe_task, path / "config.json"), checkpoint
-    )
+    source = path / "config.json"
+
+    def family_of(config: TrainConfig) -> TaskFamily:
+        family = make_family(config.family, config.observe_task, source)
+        check_policy_fits(config, family, policy_words(source).label, training=False)
+        return family
+
+    return load_run(path, family_of, checkpoint)
+
+
+def check_evaluation(
+    run: LoadedRun, num_tasks: int | None, episodes: int | None, steps: int, device: str = "cpu"
+) -> None:
+    """Refuses an evaluation that does not fit into memory; None: as many as the protocol takes.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    from metarl.experiment.evaluate_run import DEFAULT_NUM_TASKS
+    from metarl.experiment.sizes import check_evaluation_fits
+
+    worlds = episodes or 2 * run.config.learner.worlds_per_task(run.family.horizon)
+    num_tasks = num_tasks or DEFAULT_NUM_TASKS
+    check_evaluation_fits(run.family, flag, num_tasks=num_tasks, worlds=worlds, steps=steps, device=device)
 
 
 def is_fewshot_run(path: Path) -> bool:

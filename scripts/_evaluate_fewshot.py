@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import _common
 from _evaluation import is_default_protocol, keep_record, run_labels, show_table
 
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.errors import UserError
 from metarl.experiment.fewshot_config import MOST_STEPS
 from metarl.experiment.fewshot_run import EVALUATION_TASKS, LoadedFewShotRun, fewshot_record, load_fewshot_run
+from metarl.experiment.sizes import check_fits
 from metarl.fewshot.methods import METHODS
 from metarl.fewshot.published import published_scores
 
@@ -66,6 +68,11 @@ def evaluate_fewshot_runs(arguments: Arguments) -> None:
     check_comparable(runs)
     for run in runs:
         check_steps(arguments.steps, run)
+    # Scores are kept of every task and step, and gathered from parts.
+    steps = max(run.config.num_test_steps if arguments.steps is None else arguments.steps for run in runs)
+    sizes = {"num_tasks": arguments.num_tasks or EVALUATION_TASKS}
+    usual = {"num_tasks": EVALUATION_TASKS}
+    check_fits(sizes, usual, lambda s: 16 * s["num_tasks"] * (steps + 1), _common.flag)
     records, saved = [], []
     for run in runs:
         steps = run.config.num_test_steps if arguments.steps is None else arguments.steps

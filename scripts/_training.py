@@ -30,6 +30,14 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
     return value
 
 
+def given_number(arguments: list[str], flag: str) -> int | None:
+    """The value of `--flag`, if it is given and a whole number; what else it may be, tyro will say."""
+    try:
+        return int(flag_value(arguments, flag) or "")
+    except ValueError:
+        return None
+
+
 def known(name: str, names: Collection[str], what: str) -> str:
     """The name, if it is one of `names`.
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import _common
 import tyro
-from _benchmark_arguments import SWEEP, Arguments, configured
+from _benchmark_arguments import SWEEP, Arguments, check_worlds, configured
 
 from metarl.experiment.config import TrainConfig
 from metarl.experiment.errors import UserError, reports_errors
@@ -65,6 +65,8 @@ def measured_speed(arguments: Arguments, config: TrainConfig, family: TaskFamily
     case = Case(family, config, arguments.backend)
     sweep = arguments.worlds or (SWEEP if arguments.device == "cuda" else ())
     rows = measure(case, arguments.what, repeats, sweep)
+    if not rows:
+        raise UserError("Nothing could be measured; choose fewer --worlds.")
     size = "worlds as below" if sweep else f"{arguments.meta_batch_size} tasks x {arguments.episodes_per_task} episodes"
     print(
         f"{family.spec.id}: {size} x {family.horizon} steps, policy {'-'.join(map(str, arguments.hidden_sizes))} "
@@ -93,6 +95,7 @@ def measured_gradients(arguments: Arguments, config: TrainConfig) -> list[dict[s
         case = GradientCase(run.family, run.policy, run.params, run.config.learner, config.num_threads or None)
     else:
         family = _common.make_family(arguments.family)
+        check_worlds(arguments, config, family)
         policy = make_policy(family, config.policy, config.seed)
         case = GradientCase(family, policy, initial_params(policy), config.learner, config.num_threads or None)
     return run_gradients(case, arguments.repeats or 40, arguments.run)
@@ -113,6 +116,7 @@ def main() -> None:
         found = [dataclasses.asdict(row) for row in rows]
     else:
         family = _common.make_family(arguments.family)
+        check_worlds(arguments, config, family)
         try:
             family.batch(family.sample_tasks(1), 1, arguments.device, arguments.backend)
         except (ValueError, ImportError) as error:

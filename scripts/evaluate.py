@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import _common
 import tyro
 
+from metarl.algorithms.composition import FAR, MOST, Ranges
 from metarl.experiment.comparison import CurveRow
 from metarl.experiment.config import check_device
 from metarl.experiment.errors import UserError, reports_errors
@@ -61,16 +62,21 @@ class Arguments:
     plot: Path | None = None
 
 
+_RANGES: Ranges = {
+    "positive and below 2**31": (lambda x: 0 < x < MOST, ("num_tasks", "episodes", "shots")),
+    "zero or more and below 2**31": (lambda x: 0 <= x < MOST, ("steps",)),
+    "zero or more and below 2**63": (lambda x: 0 <= x < FAR, ("seed",)),
+}
+
+
 def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
     """A run's evaluation record, and where in the run it was saved."""
     from _evaluation import evaluated, is_default_protocol
 
-    from metarl.experiment.evaluate_run import default_steps
-
     return evaluated(
         run,
         tasks,
-        steps=default_steps(run) if arguments.steps is None else arguments.steps,
+        steps=steps_of(run, arguments),
         keep=is_default_protocol(arguments, run.path),
         episodes=arguments.episodes,
         seed=arguments.seed,
@@ -78,12 +84,16 @@ def evaluate(run: LoadedRun, tasks: Tensor, arguments: Arguments) -> tuple[dict[
     )
 
 
+def steps_of(run: LoadedRun, arguments: Arguments) -> int:
+    """Inner steps to take of a run."""
+    from metarl.experiment.evaluate_run import default_steps
+
+    return default_steps(run) if arguments.steps is None else arguments.steps
+
+
 def check_arguments(arguments: Arguments) -> None:
     """Refuses what cannot be run before anything is loaded."""
-    _common.require_positive(arguments, "num_tasks", "episodes", "shots")
-    for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
-        if value < 0:
-            raise UserError(f"{flag} is {value}; it must be zero or more.")
+    _common.check_ranges(arguments, _RANGES)
     if not arguments.runs:
         raise UserError(
             "No run was named; name a run directory that train.py or train_fewshot.py made, or one under pretrained/."
@@ -120,6 +130,10 @@ def evaluate_policies(arguments: Arguments) -> None:
         raise UserError(
             f"{other.path} is a run on {other.config.family}, {first.path} on {first.config.family}: only runs on the "
             "same family and variant can be compared."
+        )
+    for run in runs:
+        _common.check_evaluation(
+            run, arguments.num_tasks, arguments.episodes, steps_of(run, arguments), arguments.device
         )
     tasks, origin = test_tasks(first, arguments.num_tasks, arguments.seed)
     records, saved = zip(*(evaluate(run, tasks, arguments) for run in runs), strict=True)

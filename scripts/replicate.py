@@ -24,11 +24,14 @@ import _common
 import tyro
 from _replicate_protocols import FAMILIES, Summary, evaluation_of, planned_runs, trained_run
 
+from metarl.algorithms.composition import FAR, MOST, Ranges
 from metarl.algorithms.learners import LEARNERS
 from metarl.experiment.checks import check
 from metarl.experiment.comparison import CurveRow, curve_table
 from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.evaluate_run import DEFAULT_NUM_TASKS
 from metarl.experiment.outputs import check_outputs, write_json_output
+from metarl.experiment.sizes import Sizes, check_fits
 from metarl.fewshot.methods import METHODS
 
 UNREAD = {"maml2017": ("learners", "env_steps"), "fewshot": ("families", "env_steps", "steps", "plot")}
@@ -65,12 +68,28 @@ class Arguments:
     plot: Path | None = None
 
 
+_RANGES: Ranges = {
+    "positive and below 2**31": (lambda x: 0 < x < MOST, ("seeds",)),
+    "zero or more and below 2**31": (lambda x: 0 <= x < MOST, ("steps",)),
+    "positive and below 2**63": (lambda x: 0 < x < FAR, ("env_steps",)),
+}
+
+
+def kept_bytes(sizes: Sizes) -> int:
+    """Least bytes that the seeds of one learner take: settings that are planned ahead, and tables that are kept."""
+    return sizes["seeds"] * (2000 + DEFAULT_NUM_TASKS * 32 * (sizes["steps"] + 1))
+
+
 @reports_errors
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="replicate.py")
-    if arguments.seeds < 1 or (arguments.steps or 0) < 0 or arguments.env_steps < 1 or not arguments.families:
-        raise UserError("--seeds and --env-steps must be positive, --steps zero or more, --families at least one.")
+    _common.check_ranges(arguments, _RANGES)
+    if not arguments.families:
+        raise UserError("--families is empty; name at least one.")
+    check_fits(
+        {"seeds": arguments.seeds, "steps": arguments.steps or 0}, {"seeds": 5, "steps": 3}, kept_bytes, _common.flag
+    )
     if arguments.plot and len(arguments.families) > 1:
         raise UserError("--plot draws one family; name one with --families.")
     known = METHODS if arguments.protocol == "fewshot" else LEARNERS

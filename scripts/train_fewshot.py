@@ -18,16 +18,28 @@ from typing import Annotated
 
 import _common
 import tyro
-from _training import announce, check_first, check_unchanged, flag_value, known, open_run, resumed_run, train
+from _training import (
+    announce,
+    check_first,
+    check_unchanged,
+    flag_value,
+    given_number,
+    known,
+    open_run,
+    resumed_run,
+    train,
+)
 
 from metarl.experiment.errors import reports_errors
 from metarl.experiment.fewshot_config import (
     DATASETS,
     FewShotConfig,
     check_fewshot,
+    fewshot_words,
     read_fewshot_config,
 )
 from metarl.experiment.fewshot_presets import fewshot_preset
+from metarl.experiment.fewshot_sizes import check_fewshot_fits
 from metarl.fewshot.methods import METHODS
 
 
@@ -54,8 +66,7 @@ def parse(arguments: list[str]) -> Arguments:
         default = read_fewshot_config(Path(resume))
     else:
         dataset = known(flag_value(arguments, "--dataset") or "glyphs", DATASETS, "data set")
-        ways = flag_value(arguments, "--ways") or "5"
-        default = fewshot_preset(method, dataset, int(ways) if ways.isdecimal() else 5)
+        default = fewshot_preset(method, dataset, given_number(arguments, "--ways") or 5)
     parsed = tyro.cli(
         Arguments, default=Arguments(default), args=arguments, description=__doc__, prog="train_fewshot.py"
     )
@@ -63,7 +74,7 @@ def parse(arguments: list[str]) -> Arguments:
         check_unchanged(resume, parsed.config, default)
     else:
         check_first(parsed.config.method, default.method)
-    check_fewshot(parsed.config)
+    check_fewshot(parsed.config, usual=default)
     if resume is not None:
         if default.learner.outer_lr_decay and parsed.config.iterations != default.iterations:
             print(
@@ -87,8 +98,9 @@ def main() -> None:
     from metarl.experiment.fewshot_run import load_images, make_fewshot_learner, make_fewshot_trainer, make_source
 
     images = None if config.is_regression else load_images(config)
-    test_source = make_source(config, images, test=True)
-    learner = make_fewshot_learner(config, make_source(config, images))
+    source, test_source = make_source(config, images), make_source(config, images, test=True)
+    check_fewshot_fits(config, source, fewshot_words().label)
+    learner = make_fewshot_learner(config, source)
     with open_run(arguments.run_dir, arguments.resume, config, f"{config.dataset}-{config.method}") as run:
         trainer = make_fewshot_trainer(learner, test_source, config, run, resume=arguments.resume is not None)
         tested = f", tested {config.setting}" if config.test_shots not in (0, config.shots) else ""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import _common
 import tyro
 
+from metarl.algorithms.composition import FAR, MOST, Ranges
 from metarl.experiment.errors import UserError, reports_errors
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ class Arguments:
     actions: Literal["sampled", "mean"] = "sampled"
 
 
+_RANGES: Ranges = {
+    "positive and below 2**31": (lambda x: 0 < x < MOST, ("tasks",)),
+    "zero or more and below 2**31": (lambda x: 0 <= x < MOST, ("steps",)),
+    "zero or more and below 2**63": (lambda x: 0 <= x < FAR, ("seed",)),
+}
+
+
 def output_directory(arguments: Arguments) -> Path:
     """The directory to write into, made and tried out before any work is done."""
     wanted = [arguments.out] if arguments.out else [arguments.run / "figures", Path("figures")]
@@ -71,21 +79,22 @@ def output_directory(arguments: Arguments) -> Path:
 def main() -> None:
     _common.handle_list(sys.argv)
     arguments = tyro.cli(Arguments, description=__doc__, prog="visualize.py")
-    _common.require_positive(arguments, "tasks")
-    for flag, value in (("--steps", arguments.steps or 0), ("--seed", arguments.seed)):
-        if value < 0:
-            raise UserError(f"{flag} is {value}; it must be zero or more.")
+    _common.check_ranges(arguments, _RANGES)
     if _common.is_fewshot_run(arguments.run):
         show_fewshot(arguments)
         return
     _common.prepare_display()
     run = _common.load_run(arguments.run, arguments.checkpoint)
-    out = output_directory(arguments)
 
     from metarl.experiment.evaluate_run import DEFAULT_STEPS, default_steps
+    from metarl.visualize.paths import is_planar
     from metarl.visualize.show import show_run
 
+    if is_planar(run.family.spec):
+        check_actions(arguments, f"{run.config.family} is drawn as paths, not filmed")
     steps = min(DEFAULT_STEPS, default_steps(run)) if arguments.steps is None else arguments.steps
+    _common.check_evaluation(run, None, None, steps)
+    out = output_directory(arguments)
     options = {"num_steps": steps, "num_shown": arguments.tasks, "seed": arguments.seed}
     for picture in show_run(run, out, sampled=arguments.actions == "sampled", **options):
         report(picture)
@@ -98,12 +107,23 @@ def show_fewshot(arguments: Arguments) -> None:
     from metarl.experiment.fewshot_run import load_fewshot_run
     from metarl.visualize.fewshot import show_fewshot_run
 
+    check_actions(arguments, "there is no video of a few-shot run")
     run = load_fewshot_run(arguments.run, arguments.checkpoint)
     check_steps(arguments.steps, run)
     out = output_directory(arguments)
     steps = run.config.num_test_steps if arguments.steps is None else arguments.steps
     for picture in show_fewshot_run(run, out, num_steps=steps, num_shown=arguments.tasks, seed=arguments.seed):
         report(picture)
+
+
+def check_actions(arguments: Arguments, why: str) -> None:
+    """Refuses --actions where there is no video.
+
+    Raises:
+        UserError: Saying why there is none.
+    """
+    if arguments.actions != "sampled":
+        raise UserError(f"--actions is {arguments.actions} and does nothing: {why}; leave it out.")
 
 
 def report(picture: Picture) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.outer import GradientAscent, NoUpdate, OuterOptimizer, Reptile
@@ -24,23 +23,38 @@ OUTER_OPTIMIZERS: dict[str, type[OuterOptimizer]] = {
 Ranges: TypeAlias = Mapping[str, tuple[Callable[[float], bool], tuple[str, ...]]]
 """What a field must be -> whether it is, and the fields (of fields: `learner.inner_lr`)."""
 
+Idle: TypeAlias = tuple[str, Callable[[Any], bool], str]
+"""A field (`learner.inner_lr`), whether it does nothing under given settings, and why, with what would be right."""
+
+MOST = 2**31
+"""Sizes and counts are below this: torch, MuJoCo and their indices take no more."""
+
+FAR = 2**63
+"""What only counts iterations is below this, and so are seeds."""
+
+LARGEST = 1e30
+"""Largest number that the parameters' single precision can hold, rounded down."""
+
 _RANGES: Ranges = {
-    "positive": (
-        lambda x: 0 < x < math.inf,
-        (
-            *("meta_batch_size", "episodes_per_task", "cg_iters", "line_search_steps", "max_kl"),
-            *("inner_lr", "later_lr_factor", "outer_lr", "outer_epochs"),
-        ),
+    "positive and below 2**31": (
+        lambda x: 0 < x < MOST,
+        ("meta_batch_size", "episodes_per_task", "cg_iters", "line_search_steps", "outer_epochs"),
     ),
-    "zero or more": (
-        lambda x: 0 <= x < math.inf,
-        (
-            *("steps_per_task", "num_inner_steps", "cg_damping", "cg_tolerance", "chunk_size", "memory_budget_mb"),
-            *("exploration_credit", "inner_kl_penalty"),
-        ),
+    "positive and at most 1e30": (
+        lambda x: 0 < x <= LARGEST,
+        ("max_kl", "inner_lr", "later_lr_factor", "outer_lr"),
+    ),
+    "zero or more and below 2**31": (
+        lambda x: 0 <= x < MOST,
+        ("steps_per_task", "num_inner_steps", "chunk_size", "memory_budget_mb"),
+    ),
+    "zero or more and at most 1e30": (
+        lambda x: 0 <= x <= LARGEST,
+        ("cg_damping", "exploration_credit", "inner_kl_penalty"),
     ),
     "above 0 and at most 1": (lambda x: 0 < x <= 1, ("gamma", "fvp_fraction", "line_search_decay")),
-    "zero or more and below 1": (lambda x: 0 <= x < 1, ("clip_range",)),
+    # A relative residual of 1 is where conjugate gradient begins.
+    "zero or more and below 1": (lambda x: 0 <= x < 1, ("clip_range", "cg_tolerance")),
     "between 0 and 1": (lambda x: 0 <= x <= 1, ("gae_lambda",)),
 }
 
@@ -69,13 +83,33 @@ def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
 
 
 def out_of_range(config: object, ranges: Ranges) -> tuple[str, str] | None:
-    """The first field whose value is not what it must be, and a sentence's rest that says so."""
+    """The first field whose value is not what it must be, and a sentence's rest that says so.
+
+    Every item of a tuple must be; None, a default that is chosen later, is.
+    """
     for rule, (good, names) in ranges.items():
         for name in names:
             value = operator.attrgetter(name)(config)
-            if not good(value):
-                return name, f"is {value}; it must be {rule}."
+            items = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(map(good, items)):
+                return name, f"is {as_words(value)}; {'each' if isinstance(value, tuple) else 'it'} must be {rule}."
     return None
+
+
+def without_effect(config: object, usual: object, idle: Sequence[Idle]) -> tuple[str, str] | None:
+    """The first field that was set, to something else than in `usual`, and does nothing; and a sentence's rest."""
+    for name, does_nothing, why in idle:
+        value, default = (operator.attrgetter(name)(settings) for settings in (config, usual))
+        if value != default and does_nothing(config):
+            return name, f"is {as_words(value)} and does nothing: {why}."
+    return None
+
+
+def as_words(value: object) -> str:
+    """A value as a person would write it: a tuple as a list without commas, cut off where it is absurdly long."""
+    if isinstance(value, tuple):
+        return " ".join([*map(str, value[:20]), *(["..."] if len(value) > 20 else [])]) or "empty"
+    return str(value)
 
 
 def _unread(config: LearnerConfig) -> tuple[str, str] | None:
@@ -86,9 +120,9 @@ def _unread(config: LearnerConfig) -> tuple[str, str] | None:
         value = getattr(config, field.name)
         if readers and field.name not in read and value != field.default:
             return field.name, (
-                f"is {value}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
+                f"is {as_words(value)}; with outer_optimizer {config.outer_optimizer} it does nothing: only "
                 f"{' and '.join(readers)} read{'s' if len(readers) == 1 else ''} it. It must be "
-                f"{field.default or 'empty'} here."
+                f"{as_words(field.default)} here."
             )
     return None
 
@@ -97,13 +131,13 @@ def _wrong_step_weights(config: LearnerConfig) -> tuple[str, str] | None:
     weights = config.step_weights
     if not weights or (
         len(weights) == config.num_inner_steps
-        and all(0 <= weight < math.inf for weight in weights)
-        and 0 < sum(weights) < math.inf
+        and all(0 <= weight <= LARGEST for weight in weights)
+        and sum(weights) > 0
     ):
         return None
     return "step_weights", (
-        f"is {' '.join(map(str, weights))}; it must hold num_inner_steps ({config.num_inner_steps}) numbers, none "
-        "negative and not all zero."
+        f"is {as_words(weights)}; it must hold num_inner_steps ({config.num_inner_steps}) numbers up to 1e30, "
+        "none negative and not all zero."
     )
 
 
@@ -113,13 +147,21 @@ def _without_inner_steps(config: LearnerConfig) -> tuple[str, str] | None:
     defaults = {field.name: field.default for field in fields(config)}
     for name, why in _NEEDS_INNER_STEPS.items():
         if getattr(config, name) != defaults[name]:
-            return name, f"is {getattr(config, name)}, but num_inner_steps is 0: {why}."
+            return name, (
+                f"is {as_words(getattr(config, name))}, but num_inner_steps is 0: {why}. It must be "
+                f"{as_words(defaults[name])} here."
+            )
     if config.outer_optimizer == "reptile":
         return "num_inner_steps", "is 0; reptile moves to where inner steps lead, so it needs one or more."
     return None
 
 
 def _without_effect(config: LearnerConfig) -> tuple[str, str] | None:
+    if config.steps_per_task and config.episodes_per_task != LearnerConfig.episodes_per_task:
+        return "episodes_per_task", (
+            f"is {config.episodes_per_task}, but steps_per_task is {config.steps_per_task}: whole episodes are then "
+            f"collected until they hold so many steps. Give one of the two, with steps_per_task 0 for episodes."
+        )
     if config.outer_optimizer == "reptile" and config.adapted != "all":
         return "adapted", f"is {config.adapted}; reptile moves what inner steps move, and the rest would stay random."
     if config.outer_optimizer == "adam" and config.outer_epochs == 1:

@@ -110,9 +110,19 @@ def check_device(device: str) -> None:
         )
 
 
+FORMAT = 2
+"""Version of config.json, raised when a default changes or a field is renamed; a file that says none is of version 1.
+
+2: a step budget takes the place of a number of episodes, instead of standing beside one that nothing reads.
+"""
+
+_FORMER_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {1: {}}
+"""Version -> class -> the defaults that the next version changed: what a run did whose config lacks the field."""
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A run's config as plain data."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return {"format": FORMAT, **json.loads(json.dumps(dataclasses.asdict(config)))}
 
 
 def is_fewshot(data: Any) -> bool:
@@ -128,29 +138,52 @@ def from_json(kind: type[T], data: Any, path: Path) -> T:
 
     Args:
         kind: Its class; fields that are dataclasses themselves are rebuilt likewise.
-        data: What the file holds.
+        data: What the file holds. A field that is missing takes the default of the file's own version.
         path: The file.
 
     Raises:
-        UserError: If a field is unknown or of the wrong type. One that is missing is newer than the run:
-            its default is what the run did.
+        UserError: If a field is unknown or of the wrong type, or the file is of a later version than this one.
     """
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a run configuration: it holds a {type(data).__name__}.")
     values = dict(data)
+    version = _version(values.pop("format", 1), path)
     for name, of_field in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(of_field):
-            values[name] = _typed(of_field, values.get(name, {}), f"{path}, under {name}")
-    return _typed(kind, values, str(path))
+            group = _typed(of_field, values.get(name, {}), version, f"{path}, under {name}")
+            if version == 1 and isinstance(group, LearnerConfig) and group.steps_per_task:
+                group = dataclasses.replace(group, episodes_per_task=LearnerConfig.episodes_per_task)
+            values[name] = group
+    return _typed(kind, values, version, str(path))
 
 
-def _typed(kind: Any, values: Any, where: str) -> Any:
+def _version(version: Any, path: Path) -> int:
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: format is {version!r}; it must be a whole number from 1 to {FORMAT}.")
+    if version > FORMAT:
+        raise UserError(
+            f"{path} is of format {version}, and this version of metarl knows formats up to {FORMAT}: the run was made "
+            "by a later one; update metarl."
+        )
+    return version
+
+
+def _defaults(kind: type, version: int) -> dict[str, Any]:
+    """The defaults of a class that were others in a version of config.json than they are now."""
+    found: dict[str, Any] = {}
+    for later in range(FORMAT - 1, version - 1, -1):
+        found |= _FORMER_DEFAULTS[later].get(kind.__name__, {})
+    return found
+
+
+def _typed(kind: Any, values: Any, version: int, where: str) -> Any:
     """Builds a dataclass from JSON values, each of the type its field says."""
     fields = typing.get_type_hints(kind)
     if not isinstance(values, dict) or set(values) - set(fields):
         wrong = ", ".join(sorted(set(values) - set(fields))) if isinstance(values, dict) else "all of them"
         raise UserError(f"{where}: these fields are unknown to this version of metarl: {wrong}.")
-    return kind(**{name: _value(value, fields[name], f"{where}: {name}") for name, value in values.items()})
+    found = {name: _value(value, fields[name], f"{where}: {name}") for name, value in values.items()}
+    return kind(**{**_defaults(kind, version), **found})
 
 
 def _value(value: Any, wanted: Any, where: str) -> Any:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from metarl.algorithms.composition import Ranges, out_of_range
-from metarl.experiment.checks import Words
+from metarl.algorithms.composition import (
+    FAR,
+    LARGEST,
+    MOST,
+    Idle,
+    Ranges,
+    as_words,
+    out_of_range,
+    without_effect,
+)
+from metarl.experiment.checks import MOST_THREADS, Words, check_layers
 from metarl.experiment.config import from_json, is_fewshot
 from metarl.experiment.errors import UserError
 from metarl.experiment.run_directory import read_config_file
@@ -108,41 +118,66 @@ class FewShotConfig:
         return f"{shots}-shot" if self.is_regression else f"{self.ways}-way {shots}-shot"
 
 
-_INFINITY = float("inf")
 _RANGES: Ranges = {
-    "positive": (
-        lambda x: 0 < x < _INFINITY,
+    "positive and below 2**63": (lambda x: 0 < x < FAR, ("iterations", "log_every", "keep_every")),
+    "zero or more and below 2**63": (lambda x: 0 <= x < FAR, ("validation.every", "seed")),
+    "positive and below 2**31": (
+        lambda x: 0 < x < MOST,
         (
-            *("shots", "queries", "test_queries", "iterations", "log_every", "keep_every", "network.channels"),
-            *("validation.num_tasks", "learner.meta_batch_size", "learner.inner_lr", "learner.outer_lr"),
-            *("learner.inner_batch_size", "learner.margin", "learner.lstm_size", "learner.tc_filters"),
+            *("shots", "queries", "test_queries", "network.channels", "network.hidden_sizes", "validation.num_tasks"),
+            *("learner.meta_batch_size", "learner.inner_batch_size", "learner.lstm_size", "learner.tc_filters"),
         ),
     ),
-    "2 or more": (lambda x: 2 <= x < _INFINITY, ("ways",)),
-    "zero or more": (
-        lambda x: 0 <= x < _INFINITY,
-        ("test_shots", "num_threads", "validation.every", "learner.chunk_size"),
+    "positive and at most 1e30": (
+        lambda x: 0 < x <= LARGEST,
+        ("learner.inner_lr", "learner.outer_lr", "learner.margin"),
     ),
+    "2 or more and below 2**31": (lambda x: 2 <= x < MOST, ("ways", "learner.attention_keys")),
+    "zero or more and below 2**31": (lambda x: 0 <= x < MOST, ("test_shots", "learner.chunk_size")),
+    "between 0 and 1024": (lambda x: 0 <= x <= MOST_THREADS, ("num_threads",)),
     # Every step is kept.
     "between 0 and 1000": (lambda x: 0 <= x <= MOST_STEPS, ("test_steps", "learner.num_inner_steps")),
     "between 0 and 1": (lambda x: 0 <= x <= 1, ("learner.outer_lr_decay",)),
-    "zero or more and below 2**63": (lambda x: 0 <= x < 2**63, ("seed",)),
 }
 
+_IDLE: Sequence[Idle] = (
+    (
+        *("validation.num_tasks", lambda c: not c.validation.every),
+        "nothing is validated where validation.every is 0; leave it out, or give validation.every a number",
+    ),
+    (
+        *("learner.margin", lambda c: c.learner.siamese_loss == "cross_entropy"),
+        "siamese_loss cross_entropy has no margin; leave it out",
+    ),
+    *(
+        (
+            *(f"learner.{name}", lambda c: c.method == "maml" and not c.learner.num_inner_steps),
+            "num_inner_steps is 0, so that training takes no step through which it could act; leave it out",
+        )
+        for name in ("first_order", "learned_lr")
+    ),
+)
+"""Settings that nothing reads under others. What a method never reads is in `metarl.fewshot.methods`."""
 
-def check_fewshot(config: FewShotConfig, source: Path | None = None) -> None:
+
+def fewshot_words(source: Path | None = None) -> Words:
+    """The fields of a few-shot run as the person knows them."""
+    kinds = (FewShotConfig, MethodConfig, NetworkConfig)
+    return Words(source, {f.name for kind in kinds for f in dataclasses.fields(kind)})
+
+
+def check_fewshot(config: FewShotConfig, source: Path | None = None, usual: FewShotConfig | None = None) -> None:
     """Refuses values that make no sense.
 
     Args:
         config: The settings.
         source: The file they stand in; None for the command line.
+        usual: See `metarl.experiment.checks.check`.
 
     Raises:
         UserError: Naming the first field that is wrong and what would be right.
     """
-    words = Words(
-        source, {f.name for kind in (FewShotConfig, MethodConfig, NetworkConfig) for f in dataclasses.fields(kind)}
-    )
+    words = fewshot_words(source)
     for what, value, known in (("method", config.method, METHODS), ("data set", config.dataset, DATASETS)):
         if value not in known:
             prefix = f"{source}: unknown" if source else "Unknown"
@@ -150,17 +185,20 @@ def check_fewshot(config: FewShotConfig, source: Path | None = None) -> None:
     problem = out_of_range(config, _RANGES)
     if problem is not None:
         raise UserError(f"{words.label(problem[0])} {problem[1]}")
-    for name, least in (("network.hidden_sizes", 1), ("learner.attention_keys", 2)):
+    for name in ("network.hidden_sizes", "learner.attention_keys"):
         widths = operator.attrgetter(name)(config)
-        if min(widths, default=0) < least:
-            given = " ".join(map(str, widths)) or "empty"
-            raise UserError(f"{words.label(name)} is {given}; there must be one, and each at least {least}.")
+        if not widths:
+            raise UserError(f"{words.label(name)} is empty; there must be at least one.")
+        check_layers(name, widths, words)
     if config.is_regression and not METHODS[config.method].regression:
         able = ", ".join(name for name, named in METHODS.items() if named.regression)
         raise UserError(f"{config.method} compares classes and cannot do regression ({config.dataset}); {able} can.")
     # Of a file nobody is misled by a setting that nothing reads; a default may have changed since.
     if source is None:
         _check_read(config, words)
+    idle = None if usual is None else without_effect(config, usual, _IDLE)
+    if idle is not None:
+        raise UserError(f"{words.label(idle[0])} {words.within(idle[1])}")
 
 
 def _check_read(config: FewShotConfig, words: Words) -> None:
@@ -178,7 +216,7 @@ def _check_read(config: FewShotConfig, words: Words) -> None:
         for name in names:
             value, usual = (operator.attrgetter(name)(c) for c in (config, FewShotConfig()))
             if value != usual:
-                raise UserError(f"{words.label(name)} is {value}; {what} does not read it.")
+                raise UserError(f"{words.label(name)} is {as_words(value)}; {what} does not read it.")
     wrong = contradiction(config.method, config.learner)
     if wrong is not None:
         raise UserError(f"{words.label('learner.' + wrong[0])} {words.within(wrong[1])}")

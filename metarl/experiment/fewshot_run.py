@@ -15,7 +15,8 @@ from torch import Tensor
 from metarl.evaluation import AdaptationCurve
 from metarl.experiment.checkpoint import read_checkpoint
 from metarl.experiment.errors import UserError, one_line
-from metarl.experiment.fewshot_config import DOWNLOADED, FewShotConfig, read_fewshot_config
+from metarl.experiment.fewshot_config import DOWNLOADED, FewShotConfig, fewshot_words, read_fewshot_config
+from metarl.experiment.fewshot_sizes import check_fewshot_fits
 from metarl.experiment.loading import find_checkpoint
 from metarl.experiment.progress import status
 from metarl.experiment.run_directory import RunDirectory
@@ -225,6 +226,10 @@ def load_fewshot_run(path: Path, checkpoint: str = "best", shots: int | None = N
     # Built for the run's own shots, whatever it is tested on.
     trained, config = config, config if shots is None else dataclasses.replace(config, test_shots=shots)
     source = make_source(config, test=True)
+    label = fewshot_words(path / "config.json").label
+    check_fewshot_fits(
+        config, source, lambda name: "--shots" if (name, shots) == ("test_shots", config.test_shots) else label(name)
+    )
     method = make_method(trained, source)
     if shots is not None:
         _check_shots(method, source)

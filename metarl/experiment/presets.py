@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +53,19 @@ _FOR_BOTH = {
 }
 
 
-def preset(algorithm: str, family_id: str) -> TrainConfig:
-    """The recommended run of an algorithm on a family (`family@variant`), before any flag changes it."""
+def preset(algorithm: str, family_id: str, **given: int) -> TrainConfig:
+    """The recommended run of an algorithm on a family (`family@variant`).
+
+    Args:
+        algorithm: Learner.
+        family_id: Family.
+        **given: Fields of `LearnerConfig` that somebody sets (`num_inner_steps`, `episodes_per_task`,
+            `steps_per_task`). What is recommended for another value of them goes with it: weights of another number
+            of steps, and the other one of the two budgets. Validation takes as many steps as training.
+    """
     named = LEARNERS[algorithm]
     for_learner = _Preset(
-        None if named.is_trained else 1,
-        {},
-        {"inner_lrs": named.finetuning_lrs} | ({} if named.test_steps is None else {"steps": named.test_steps}),
-        dict(named.settings),
+        None if named.is_trained else 1, {}, {"inner_lrs": named.finetuning_lrs}, dict(named.settings)
     )
     parts = [
         _FOR_FAMILY.get(family_id, _Preset()), for_learner, _FOR_BOTH.get((algorithm, family_id), _Preset())
@@ -68,14 +74,42 @@ def preset(algorithm: str, family_id: str) -> TrainConfig:
     def merged(name: str) -> dict[str, Any]:
         return {key: value for part in parts for key, value in getattr(part, name).items()}
 
-    learner = LearnerConfig(**merged("learner"))
+    learner = LearnerConfig(**{**_left_by(given, merged("learner")), **given})
+    validation = merged("validation")
+    # What is trained is what is validated; a family may be tested on more steps, and a learner say how many it is for.
+    steps = (
+        max(1, learner.num_inner_steps, validation.get("steps", 1)) if named.test_steps is None else named.test_steps
+    )
     return TrainConfig(
         algorithm=algorithm,
         family=family_id,
         iterations=[500, *(part.iterations for part in parts if part.iterations)][-1],
         observe_task=named.observe_task,
         policy=PolicyConfig(**{"context_dim": learner.context_dim, **merged("policy")}),
-        # What is trained is what is validated, unless the family or the learner says otherwise.
-        validation=ValidationConfig(**{"steps": max(1, learner.num_inner_steps), **merged("validation")}),
+        validation=ValidationConfig(**{**validation, "steps": steps}),
         learner=learner,
     )
+
+
+def _left_by(given: Mapping[str, int], recommended: dict[str, Any]) -> dict[str, Any]:
+    """What still holds of the recommended settings of a learner beside those that somebody sets."""
+    gone = set()
+    weights = recommended.get("step_weights", ())
+    if len(weights) != given.get("num_inner_steps", len(weights)):
+        gone.add("step_weights")
+    if given.get("steps_per_task"):
+        gone.add("episodes_per_task")
+    elif "episodes_per_task" in given:
+        gone.add("steps_per_task")
+    return {name: value for name, value in recommended.items() if name not in gone}
+
+
+def who_sets(algorithm: str, family_id: str, name: str) -> str | None:
+    """Who recommends the learner's setting `name` that `preset` has: "promp sets"; None for a plain default."""
+    if name in _FOR_BOTH.get((algorithm, family_id), _Preset()).learner:
+        return f"the recommended settings for {algorithm} on {family_id} set"
+    if name in LEARNERS[algorithm].settings:
+        return f"{algorithm} sets"
+    if name in _FOR_FAMILY.get(family_id, _Preset()).learner:
+        return f"the recommended settings for {family_id} set"
+    return None

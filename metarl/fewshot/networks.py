@@ -18,6 +18,7 @@ from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from metarl.functional import check_pure, initial_buffers, initial_params, per_task
 from metarl.ops.tree import expand_tasks
@@ -63,8 +64,9 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(4):
             # Without torch's own initial weights, which would come from its global generator.
-            convolution = nn.utils.skip_init(nn.Conv2d, in_channels, channels, 3, stride=1 if pooling else 2, padding=1)
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu", generator=generator)
+            stride = 1 if pooling else 2
+            convolution = skip_init(nn.Conv2d, in_channels, channels, 3, stride=stride, padding=1)
+            nn.init.kaiming_normal_(cast(Tensor, convolution.weight), nonlinearity="relu", generator=generator)
             nn.init.zeros_(cast(Tensor, convolution.bias))
             norm = nn.BatchNorm2d(channels, track_running_stats=batch_norm == "running")
             layers += [convolution, norm, nn.ReLU(), *([nn.MaxPool2d(2)] if pooling else [])]
@@ -75,10 +77,10 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.pooling = pooling
         self.num_features = channels * size[0] * size[1] if pooling else channels
-        self.linear = nn.utils.skip_init(nn.Linear, self.num_features, num_outputs) if num_outputs else None
+        self.linear = skip_init(nn.Linear, self.num_features, num_outputs) if num_outputs else None
         if self.linear is not None:
-            nn.init.xavier_uniform_(self.linear.weight, generator=generator)
-            nn.init.zeros_(self.linear.bias)
+            nn.init.xavier_uniform_(cast(Tensor, self.linear.weight), generator=generator)
+            nn.init.zeros_(cast(Tensor, self.linear.bias))
         self.head = ("linear.weight", "linear.bias") if num_outputs else ()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -40,8 +40,9 @@ class RecordableEnv(Protocol):
     num_tasks: int
     episodes_per_task: int
     horizon: int
-    tasks: Tensor
 
+    @property
+    def tasks(self) -> Tensor: ...
     @property
     def state(self) -> State: ...
     def reset(self, seed: Sequence[int]) -> Tensor: ...

@@ -25,7 +25,10 @@ CONFIG = {"meta_batch_size": 3, "episodes_per_task": 4, "num_inner_steps": 2, "i
 def learner(seed=0, num_threads=1, family=None, policy_seed=0, **config):
     family = family or PointFamily(min_length=1)
     policy = GaussianMLPPolicy(2, 2, (4,), generator=torch.Generator().manual_seed(policy_seed))
-    return MetaLearner(family, policy, LearnerConfig(**CONFIG | config), seed, num_threads=num_threads)
+    settings = CONFIG | config
+    if "steps_per_task" in settings:
+        del settings["episodes_per_task"]
+    return MetaLearner(family, policy, LearnerConfig(**settings), seed, num_threads=num_threads)
 
 
 def metrics_of(learner, iterations):

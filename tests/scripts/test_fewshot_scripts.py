@@ -243,7 +243,7 @@ def test_sine_waves_are_shown_with_their_fits(run_script: Run, waves: Path, monk
         (("maml", "--dataset", "digits", "--ways", "6"), "5 classes in its train split, and a task needs 6"),
         (("meta-lstm", "--dataset", "sinusoid", "--inner-lr", "2"), "between 0 and 1"),
         (("maml", "--hidden-sizes"), "--hidden-sizes is empty"),
-        (("snail", "--attention-keys", "64", "1"), "--attention-keys is 64 1; there must be one, and each at least 2"),
+        (("snail", "--attention-keys", "64", "1"), "--attention-keys is 64 1; each must be 2 or more"),
         (("maml", "--tc-filters", "8"), "--tc-filters is 8; maml does not read it"),
         (("--resume", "/nowhere"), "/nowhere is not a run"),
     ],
