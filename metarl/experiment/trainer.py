@@ -11,7 +11,6 @@ from typing import Any, Protocol, final
 
 from metarl.experiment.checkpoint import read_checkpoint, save_checkpoint
 from metarl.experiment.errors import UserError
-from metarl.experiment.events import Events
 from metarl.experiment.progress import Progress
 from metarl.experiment.run_directory import RunDirectory
 from metarl.types import Params
@@ -156,6 +155,9 @@ class Trainer:
 
     def train(self) -> bool:
         """Trains to the configured iteration. Returns whether it got there: False after Ctrl-C."""
+        # Here, because TensorBoard takes a moment that nothing but training has to wait for.
+        from metarl.experiment.events import Events
+
         start, total = self.learner.iteration, self.config.iterations
         events = Events(self.run.path, start + 1 if self._resumed else None)
         with _StopSignal() as stop, Progress(total, start, self._describe) as progress:
