@@ -21,7 +21,7 @@ from metarl.experiment.policy_run import make_policy
 from metarl.experiment.presets import preset
 from metarl.fewshot.data.images import ImageClasses
 from metarl.noise import EVALUATION, MEASUREMENT, TRAINING, VALIDATION
-from metarl.visualize import show
+from metarl.visualize import fewshot, show
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -96,7 +96,7 @@ def test_flags_of_an_evaluation_reach_tasks_noise_budget_steps_and_checkpoint(
     run_script: Run, run: Path, family: WitnessedFamily, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
-    flags = ("--num-tasks", 3, "--seed", 5, "--episodes", 6, "--steps", 2, "--checkpoint", "last", "--json", out)
+    flags = ("--num-tasks", 3, "--seed", 5, "--episodes", 6, "--steps", 2, "--checkpoint", "iteration_1", "--json", out)
     code, _, err = run_script("evaluate", run, *flags)
     assert code == 0, err
     assert set(family.log.draws) == {Draw(3, "test", 5, 0)}
@@ -104,9 +104,9 @@ def test_flags_of_an_evaluation_reach_tasks_noise_budget_steps_and_checkpoint(
     assert len(family.log.starts) == 3 and all(torch.equal(start.tasks, tasks) for start in family.log.starts)
     assert sorted(family.log.streams) == sorted(phases(EVALUATION, 5, last=2))
     assert [start.episodes for start in family.log.starts] == [3 * 6] * 3
-    assert equal(family.log.adaptations[0].meta, meta_of(run, "last")[0])
+    assert equal(family.log.adaptations[0].meta, meta_of(run, "iteration_1")[0])
     record = json.loads(out.read_text())
-    assert (record["checkpoint"], record["evaluation_seed"], record["tasks"]) == ("last", 5, tasks.tolist())
+    assert (record["checkpoint"], record["evaluation_seed"], record["tasks"]) == ("iteration_1", 5, tasks.tolist())
     assert not list(run.glob("evaluation_*.json")), "no table of the run"
 
 
@@ -183,13 +183,13 @@ def test_pictures_are_of_the_evaluation_with_the_same_seed(
 ) -> None:
     for name in ("draw_paths", "draw_adaptation_curve", "draw_training_curve"):
         monkeypatch.setattr(show, name, lambda path, *args, **kwargs: path)
-    options = ("--seed", seed, "--steps", 2, "--tasks", 2, "--checkpoint", "last", "--out", tmp_path / "out")
+    options = ("--seed", seed, "--steps", 2, "--tasks", 2, "--checkpoint", "iteration_1", "--out", tmp_path / "out")
     code, _, err = run_script("visualize", run, *options)
     assert code == 0, err
     assert sorted(family.log.streams) == sorted(phases(EVALUATION, seed, last=2))
     assert all(torch.equal(start.tasks, family.published_tasks()) for start in family.log.starts)
     assert family.log.worlds[-1].episodes == 2 * CONFIG.learner.episodes_per_task
-    assert equal(family.log.adaptations[0].meta, meta_of(run, "last")[0])
+    assert equal(family.log.adaptations[0].meta, meta_of(run, "iteration_1")[0])
 
 
 def test_flags_of_pictures_reach_them(
@@ -203,6 +203,29 @@ def test_flags_of_pictures_reach_them(
     assert asked == [
         {"num_steps": 3, "num_shown": None, "seed": 0, "sampled": True},
         {"num_steps": 1, "num_shown": 2, "seed": 5, "sampled": False},
+    ]
+
+
+def test_flags_of_pictures_reach_a_few_shot_run(
+    run_script: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, asked = [], []
+
+    def load(path: Path, checkpoint: str = "best", shots: int | None = None) -> StandInRun:
+        seen.append(checkpoint)
+        return StandInRun(FewShotConfig("maml", "sinusoid"), [], path)
+
+    monkeypatch.setattr(importlib.import_module("_common"), "is_fewshot_run", lambda path: True)
+    monkeypatch.setattr(fewshot_run, "load_fewshot_run", load)
+    monkeypatch.setattr(fewshot, "show_fewshot_run", lambda run, out, **options: asked.append(options) or [])
+    out = ("--out", tmp_path / "out")
+    assert run_script("visualize", tmp_path, *out)[0] == 0
+    flags = ("--seed", 5, "--steps", 1, "--tasks", 2, "--checkpoint", "last")
+    assert run_script("visualize", tmp_path, *out, *flags)[0] == 0
+    assert seen == ["best", "last"]
+    assert asked == [
+        {"num_steps": 3, "num_shown": None, "seed": 0},
+        {"num_steps": 1, "num_shown": 2, "seed": 5},
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from typing import Any
 
@@ -91,3 +92,12 @@ def test_a_few_shot_task_is_drawn_by_split_seed_and_index(split: Any) -> None:
 def test_the_stand_in_family_draws_as_the_registered_one() -> None:
     """What the other tests of this folder rest on."""
     assert torch.equal(navigation().sample_tasks(5, "test", 3), envs.make("navigation-2d").sample_tasks(5, "test", 3))
+
+
+def test_no_two_streams_of_a_run_coincide_with_those_of_another_use() -> None:
+    seeds = [
+        seed
+        for purpose, of_seed, iteration in itertools.product(range(4), (0, 1, 2), (0, 1))
+        for seed in TaskNoise((purpose, of_seed, iteration), 2).reset_seeds(0)
+    ]
+    assert len(set(seeds)) == len(seeds)

@@ -32,6 +32,7 @@ CONFIG = TrainConfig(
     iterations=3,
     seed=SEED,
     num_threads=1,
+    keep_every=1,
     policy=PolicyConfig(hidden_sizes=(4,), init_std=0.5),
     validation=ValidationConfig(every=2, num_tasks=5, steps=3),
     learner=LEARNER,
