@@ -27,7 +27,7 @@ def register_envs() -> None:
             registration.register(
                 entry.gym_id,
                 entry_point="envs.gym_adapter:FamilyEnv",
-                vector_entry_point="envs.gym_adapter:FamilyVectorEnv",
+                vector_entry_point="envs.gym_vector:FamilyVectorEnv",
                 kwargs={"family": name},
             )
 

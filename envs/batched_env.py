@@ -23,7 +23,7 @@ from envs.checks import (
 )
 
 if TYPE_CHECKING:
-    from envs.family import Backend, Capturable, State, TaskFamily, VariesDynamics, VariesFields
+    from envs.family import Backend, Capturable, Simulator, State, TaskFamily, VariesDynamics, VariesFields
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,21 @@ class BatchedEnv:
         self._observation: Tensor | None = None
         self._has_started = False
 
-    def set_tasks(self, tasks: Tensor) -> None:
-        """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset all of them before the next step."""
+    def set_tasks(self, tasks: Tensor, which: Tensor | None = None) -> None:
+        """Gives the worlds new tasks `[task, task_dim]`, as many as before. Reset all of them before the next step.
+
+        Args:
+            tasks: `[task, task_dim]`.
+            which: Boolean `[task]`: only these change, and only their worlds are to be reset. None changes all.
+        """
         check_tasks(self.family.spec, tasks, self.num_tasks)
-        self._tasks = tasks.detach().to(**self._options, copy=True)
+        tasks = tasks.detach().to(**self._options, copy=True)
+        self._tasks = tasks if which is None else torch.where(which[:, None], tasks, self._tasks)
         # In place: a captured graph goes on reading that memory.
         self._lane_task.copy_(self._tasks.repeat_interleave(self.episodes_per_task, dim=0))
-        problem = self.family.problem
-        if hasattr(problem, "model_fields"):
-            physics, dynamics = cast("VariesFields", self.simulator), cast("VariesDynamics", problem)
-            nominal = _copy(getattr(physics, "nominal_fields", {}))
-            fields = dynamics.model_fields(self._lane_task.clone(), nominal)
-            check_fields(self.family.spec, fields, physics.nominal_fields, self._num_lanes)
-            physics.set_fields(fields)
-        self._state = None
+        change_dynamics(self.family, self.simulator, self._lane_task)
+        if which is None:
+            self._state = None
 
     @property
     def tasks(self) -> Tensor:
@@ -263,6 +264,17 @@ class BatchedEnv:
 
 def _copy(state: State) -> State:
     return {name: value.clone() for name, value in state.items()}
+
+
+def change_dynamics(family: TaskFamily, simulator: Simulator, lane_task: Tensor) -> None:
+    """Gives every world the model fields that its task `[lane, task_dim]` asks for, where tasks change the physics."""
+    problem = family.problem
+    if hasattr(problem, "model_fields"):
+        physics, dynamics = cast("VariesFields", simulator), cast("VariesDynamics", problem)
+        nominal = _copy(getattr(physics, "nominal_fields", {}))
+        fields = dynamics.model_fields(lane_task.clone(), nominal)
+        check_fields(family.spec, fields, physics.nominal_fields, len(lane_task))
+        physics.set_fields(fields)
 
 
 def available_cores() -> int:

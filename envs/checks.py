@@ -47,7 +47,7 @@ def _check_action_range(spec: FamilySpec) -> None:
         value = getattr(spec, field)
         if not isinstance(value, tuple) or len(value) != len(spec.action_labels) or not all(map(_is_number, value)):
             raise _misfit(spec, field, value, f"a tuple with one number for each of {spec.action_labels}")
-        if not np.isfinite(_to_float32(value)).all():
+        if not is_finite_in_float32(value):
             raise _misfit(spec, field, value, "finite, also in float32: what a policy may do needs two ends")
     # What maps a policy's action onto the range, in the narrower of the two precisions that worlds have.
     with np.errstate(over="ignore"):
@@ -101,7 +101,7 @@ def check_sampled_task(spec: FamilySpec, what: str, task: Any, shape: tuple[int 
     fits = array.ndim == len(shape) and all(
         n == wanted or (wanted is None and n > 0) for n, wanted in zip(array.shape, shape, strict=True)
     )
-    if not fits or not np.isfinite(_to_float32(array)).all():
+    if not fits or not is_finite_in_float32(array):
         wanted = [n or "task" for n in shape]
         labels = ", ".join(spec.task_labels)
         raise ValueError(
@@ -221,6 +221,11 @@ def _is_number(value: object) -> bool:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex()
+
+
+def is_finite_in_float32(values: Any) -> bool:
+    """Whether all numbers are finite also in float32, the precision of a policy and of worlds on a GPU."""
+    return bool(np.isfinite(_to_float32(values)).all())
 
 
 def _to_float32(values: Any) -> np.ndarray:

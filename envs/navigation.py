@@ -203,7 +203,11 @@ def _make_simulator(spec: FamilySpec, num_lanes: int, device: torch.device, back
     """Worlds in which the action is the displacement."""
     if backend not in ("auto", "torch"):
         raise ValueError(f"{spec.id} is written in torch; backend must be 'auto' or 'torch', not {backend!r}.")
-    return TorchSimulator(num_lanes, device, lambda state, control: {"position": state["position"] + control})
+    return TorchSimulator(num_lanes, device, _displaced)
+
+
+def _displaced(state: State, control: Tensor) -> State:
+    return {"position": state["position"] + control}
 
 
 @final
@@ -222,7 +226,7 @@ class NavigationRenderer:
         self._disc(draw, torch.zeros(2), 4, (160, 160, 160))
         self._disc(draw, task, 8, (220, 50, 47))
         self._disc(draw, state["position"][lane], 6, (38, 90, 190))
-        return np.asarray(image)
+        return np.array(image)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import mujoco
 import numpy as np
@@ -142,18 +142,40 @@ class MujocoCpuSimulator:
         """The batch, one whose threads run in this process."""
         parents, self._parents_batch = self._parents_batch, None
         if parents is not None:
-            fields = {name: torch.from_numpy(values) for name, values in self._varied.items()}
-            self._make_batch()
-            self.set_fields(fields)
-            self._batch.state[:] = parents.state
-            self._batch.warning[:] = parents.warning
-            for name in {_OUTPUTS[quantity.kind] for quantity in self._description.derived}:
-                # Read-only, for the batch writes it; but what a lane's last call left there is not its to know.
-                output = self._batch.bind(name)
-                output.flags.writeable = True
-                output[:] = parents.bind(name)
-                output.flags.writeable = False
+            self._go_on_from(self._memory(parents))
         return self._batch
+
+    def _memory(self, batch: Batch) -> dict[str, Any]:
+        """Copies of all that worlds carry from one call to the next."""
+        outputs = {_OUTPUTS[quantity.kind] for quantity in self._description.derived}
+        return {
+            "state": batch.state.copy(),
+            "warning": batch.warning.copy(),
+            "fields": {name: torch.from_numpy(values.copy()) for name, values in self._varied.items()},
+            "outputs": {name: batch.bind(name).copy() for name in outputs},
+        }
+
+    def _go_on_from(self, memory: dict[str, Any]) -> None:
+        """Makes a batch and puts the worlds where they were."""
+        self._make_batch()
+        self.set_fields(memory["fields"])
+        self._batch.state[:] = memory["state"]
+        self._batch.warning[:] = memory["warning"]
+        for name, values in memory["outputs"].items():
+            # Read-only, for the batch writes it; but what a lane's last call left there is not its to know.
+            output = self._batch.bind(name)
+            output.flags.writeable = True
+            output[:] = values
+            output.flags.writeable = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: what to make it of, and where its worlds are."""
+        batch = self._parents_batch or self._batch
+        return {"made_of": (self._description, self.num_lanes, self._num_threads), "memory": self._memory(batch)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        MujocoCpuSimulator.__init__(self, *state["made_of"])
+        self._go_on_from(state["memory"])
 
     def set_fields(self, fields: Mapping[str, Tensor]) -> None:
         batch = self._own_batch()

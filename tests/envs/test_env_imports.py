@@ -89,7 +89,7 @@ env = gymnasium.make("envs:metarl/HalfCheetahVel-v0", variant="maml2017", task=[
 env.unwrapped.set_task([1.5])
 print(env.reset(seed=0)[0].shape, env.step(env.action_space.sample())[0].shape)
 env.unwrapped.step(env.action_space.sample() * float("nan"))
-vector = gymnasium.make_vec("metarl/HalfCheetahVel-v0", num_envs=4, tasks=[[1.0], [2.0]])
+vector = gymnasium.make_vec("metarl/HalfCheetahVel-v0", num_envs=4, env_tasks=[[1.0], [2.0]])
 print(vector.reset(seed=0)[0].shape, vector.step(vector.action_space.sample())[1].shape)
 env.close(); env.close(); vector.close()
 """

@@ -7,6 +7,7 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -40,7 +41,8 @@ def test_spaces_and_horizon(name: str) -> None:
     env = gymnasium.make(FAMILIES[family].gym_id, variant=variant, task_seed=0)
     spec = envs.make(name).spec
     assert env.spec is not None
-    assert env.spec.max_episode_steps is None
+    assert env.spec.max_episode_steps == spec.horizon
+    assert not isinstance(env, gymnasium.wrappers.TimeLimit), "the environment truncates itself"
     assert isinstance(env.action_space, gymnasium.spaces.Box)
     assert (env.action_space.high == spec.action_scale).all()
     assert (env.action_space.low == -spec.action_scale).all()
@@ -57,26 +59,24 @@ def test_spaces_and_horizon(name: str) -> None:
 def test_one_environment_is_one_lane_of_the_batch() -> None:
     env = FamilyEnv("halfcheetah-vel", task=1.5)
     observation, _ = env.reset(seed=3)
-    batch = env.family.batch(env._batch.tasks, 1)
-    state = env._batch.state
+    batch = env.family.batch(torch.from_numpy(env.task[None]), 1)
+    state = env._world.state
     np.testing.assert_array_equal(batch.reset_to(state)[0, 0].numpy(), observation)
     env.action_space.seed(0)
     for _ in range(20):
         action = env.action_space.sample()
         observation, reward, terminated, truncated, _ = env.step(action)
-        step = batch.step(env._batch.tasks.new_tensor(action)[None, None])
+        step = batch.step(torch.from_numpy(action)[None, None])
         np.testing.assert_array_equal(step.observation[0, 0].numpy(), observation)
         assert reward == float(step.reward)
         assert (terminated, truncated) == (False, False)
 
 
 def test_task_is_kept_until_it_is_set() -> None:
-    env = gymnasium.make(CHEETAH)
-    task = env.unwrapped.task
+    env = gymnasium.make(CHEETAH, task=[1.0])
     env.reset(seed=0)
     env.reset(seed=1)
-    np.testing.assert_array_equal(env.unwrapped.task, task)
-    assert not np.array_equal(gymnasium.make(CHEETAH).unwrapped.task, task)
+    assert env.unwrapped.task == 1.0
     seeded = [gymnasium.make(CHEETAH, task_seed=5).unwrapped.task for _ in range(2)]
     np.testing.assert_array_equal(seeded[0], seeded[1])
     np.testing.assert_array_equal(seeded[0], envs.make("halfcheetah-vel").sample_tasks(1, seed=5)[0])
@@ -90,9 +90,10 @@ def test_task_is_kept_until_it_is_set() -> None:
         rewards.append(env.step(np.zeros(6, np.float32))[1])
     # Both errors are measured from nearly zero velocity, on either side: they differ by the targets' difference.
     assert rewards[0] - rewards[1] == pytest.approx(2.0, abs=0.7)
+    assert env.unwrapped.task == 2.5, "a task that was set stays, whatever the seed"
 
 
-@pytest.mark.parametrize("task", [[1.0, 2.0], np.nan, "fast", [[1.0]], None, {}])
+@pytest.mark.parametrize("task", [[1.0, 2.0], np.nan, 1e308, "fast", [[1.0]], None, {}])
 def test_a_task_that_does_not_fit_is_refused(task: object) -> None:
     env = FamilyEnv("halfcheetah-vel", task=1.0)
     with pytest.raises(ValueError, match="is not a task of halfcheetah-vel@plain: a task is 1 finite number"):
@@ -135,7 +136,23 @@ def test_record_episode_statistics_on_one_environment() -> None:
 
 def make_vector(mode: AutoresetMode, num_envs: int = 4) -> gymnasium.vector.VectorEnv:
     tasks = [[0.1, 0.0], [0.4, -0.4]]
-    return gymnasium.make_vec(NAVIGATION, num_envs=num_envs, tasks=tasks, autoreset_mode=mode)
+    return gymnasium.make_vec(NAVIGATION, num_envs=num_envs, env_tasks=tasks, autoreset_mode=mode)
+
+
+def assert_same_infos(ours: dict, theirs: dict) -> None:
+    """Gymnasium's vector infos, nested; the values of those without a mark are not compared."""
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            assert_same_infos(ours[key], value)
+        elif value.dtype == object:
+            assert [None if v is None else v.tolist() for v in ours[key]] == [
+                None if v is None else v.tolist() for v in value
+            ]
+        else:
+            assert ours[key].dtype == value.dtype
+            mask = slice(None) if key.startswith("_") else theirs[f"_{key}"]
+            np.testing.assert_array_equal(ours[key][mask], value[mask], err_msg=key)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -154,23 +171,21 @@ def test_vector_env_is_a_vector_of_environments(mode: AutoresetMode) -> None:
         a, b = vector.step(actions), reference.step(actions)
         for ours, theirs in zip(a[:4], b[:4], strict=True):
             np.testing.assert_array_equal(ours, theirs, err_msg=f"step {k}")
-        assert set(a[4]) == set(b[4])
-        if "final_obs" in a[4]:
-            np.testing.assert_array_equal(a[4]["_final_obs"], b[4]["_final_obs"])
-            for ours, theirs in zip(a[4]["final_obs"], b[4]["final_obs"], strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+        assert_same_infos(a[4], b[4])
         over = a[2] | a[3]
         if k == 8:
             assert a[2].tolist() == [True, False, False, False]
         if mode is AutoresetMode.DISABLED and over.any():
             options = {"reset_mask": over}
-            np.testing.assert_array_equal(vector.reset(options=options)[0], reference.reset(options=dict(options))[0])
+            ours, theirs = vector.reset(options=options), reference.reset(options=dict(options))
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            assert_same_infos(ours[1], theirs[1])
     vector.close()
 
 
 def test_physics_vector_env_draws_each_start_from_its_own_seed() -> None:
     seeds = [5, 9, 5, 7]
-    vector = gymnasium.make_vec(CHEETAH, num_envs=4, tasks=[[1.0], [2.0]], variant="promp")
+    vector = gymnasium.make_vec(CHEETAH, num_envs=4, env_tasks=[[1.0], [2.0]], variant="promp")
     observations, _ = vector.reset(seed=seeds)
     for i, seed in enumerate(seeds):
         env = gymnasium.make(CHEETAH, task=[1.0 + i // 2], variant="promp")
@@ -180,20 +195,21 @@ def test_physics_vector_env_draws_each_start_from_its_own_seed() -> None:
     _, rewards, *_ = vector.step(actions)
     env.step(actions[3])
     assert rewards.dtype == np.float64
-    assert float(env.unwrapped._batch.state["qpos"][0, 0]) == float(vector.unwrapped._batch.state["qpos"][3, 0])
+    assert float(env.unwrapped._world.state["qpos"][0, 0]) == float(vector.unwrapped._batch.state["qpos"][3, 0])
 
 
 def test_vector_tasks() -> None:
     with pytest.raises(ValueError, match="3 tasks were given for num_envs=4"):
-        FamilyVectorEnv("halfcheetah-vel", num_envs=4, tasks=[1.0, 2.0, 3.0])
+        FamilyVectorEnv("halfcheetah-vel", num_envs=4, env_tasks=[1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="is not a list of tasks of navigation-2d"):
         FamilyVectorEnv("navigation-2d", num_envs=2, tasks=[1.0, 2.0])
-    env = FamilyVectorEnv("halfcheetah-vel", num_envs=3, task_seed=2)
-    np.testing.assert_array_equal(env.tasks, envs.make("halfcheetah-vel").sample_tasks(3, seed=2))
+    env = FamilyVectorEnv("halfcheetah-vel", num_envs=3, env_tasks=[1.5])
+    np.testing.assert_array_equal(env.tasks, [[1.5]] * 3)
     env.set_tasks([0.0, 1.0, 2.0])
+    env.reset(seed=1)
     np.testing.assert_array_equal(env.tasks, [[0.0], [1.0], [2.0]])
-    with pytest.raises(ValueError, match="is not a list of tasks"):
-        env.set_tasks([0.0])
+    with pytest.raises(ValueError, match="2 tasks were given for num_envs=3"):
+        env.set_tasks([0.0, 1.0])
     with pytest.raises(ValueError, match="2 seeds were given for num_envs=3"):
         env.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="reset_mask"):
