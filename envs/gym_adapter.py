@@ -157,7 +157,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.spec = self._spec  # a copy's task is its own
+        self.spec = self._spec  # a copy's task is its own  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _take(self, task: Tensor) -> None:
         self._world.set_task(task)

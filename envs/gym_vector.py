@@ -218,7 +218,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.spec = self._spec  # a copy's tasks are its own
+        self.spec = self._spec  # a copy's tasks are its own  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _drawn(self) -> Tensor:
         """The tasks `[num_envs, task_dim]` that go with the sub-environments' seeds."""
