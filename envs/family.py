@@ -213,6 +213,16 @@ class DescribesSteps(Protocol):
         ...
 
 
+class TakesArrays(Protocol):
+    """An optional part of a `Problem`: its functions are not torch's alone. A Gymnasium environment steps faster then.
+
+    `observe`, `reward`, `terminated` and `describe_step` then also take NumPy arrays in the place of tensors, and give
+    arrays with the same bits. Operators and indices do; `envs.arrays` has what NumPy and torch spell differently.
+    """
+
+    takes_arrays: bool
+
+
 class VariesDynamics(Protocol):
     """An optional part of a `Problem`: tasks that change the physics itself, such as masses or friction."""
 

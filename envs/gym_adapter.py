@@ -104,7 +104,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._spec
 
     @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def spec(self, spec: EnvSpec | None) -> None:
         self._spec = own_spec(spec, self.family.horizon)
         if self._world.task is not None:
             tell(self._spec, "task", self._world.task[0])
@@ -157,7 +157,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.spec = self._spec  # a copy's task is its own  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.spec = self._spec  # pyright: ignore[reportIncompatibleVariableOverride] - a copy's task is its own
 
     def _take(self, task: Tensor) -> None:
         self._world.set_task(task)

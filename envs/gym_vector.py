@@ -113,7 +113,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         return self._spec
 
     @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def spec(self, spec: EnvSpec | None) -> None:
         self._spec = own_spec(spec, self._batch.horizon)
         if self._seen:
             tell(self._spec, "env_tasks", self._batch.tasks)
@@ -218,7 +218,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.spec = self._spec  # a copy's tasks are its own  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.spec = self._spec  # pyright: ignore[reportIncompatibleVariableOverride] - a copy's tasks are its own
 
     def _drawn(self) -> Tensor:
         """The tasks `[num_envs, task_dim]` that go with the sub-environments' seeds."""

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs import arrays
 from envs.family import Backend, FamilySpec, Split, State
 from envs.presets import PublishedCurve
 from envs.torch_simulator import TorchSimulator
@@ -70,6 +71,8 @@ class Navigation2DConfig:
 class Navigation2D:
     """The `Problem` of 2D navigation. State: `position [lane, 2]`; task: goal `[lane, 2]`."""
 
+    takes_arrays = True
+
     def __init__(self, config: Navigation2DConfig) -> None:
         self.config = config
         self.spec = FamilySpec(
@@ -107,10 +110,10 @@ class Navigation2D:
         return state["position"]
 
     def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
-        return -torch.linalg.vector_norm(after["position"] - task, dim=-1)
+        return -arrays.norm(after["position"] - task)
 
     def terminated(self, after: State, task: Tensor) -> Tensor:
-        return ((after["position"] - task).abs() < self.config.goal_tolerance).all(-1)
+        return (abs(after["position"] - task) < self.config.goal_tolerance).all(-1)
 
     def make_renderer(self, width: int, height: int) -> NavigationRenderer:
         return NavigationRenderer(self.config.goal_range, width, height)
@@ -144,6 +147,8 @@ class CornerNavigationConfig:
 @final
 class CornerNavigation:
     """The `Problem` of navigation to a corner. State: `position [lane, 2]`; task: goal `[lane, 2]`."""
+
+    takes_arrays = True
 
     def __init__(self, config: CornerNavigationConfig) -> None:
         self.config = config
@@ -182,18 +187,18 @@ class CornerNavigation:
         return state["position"]
 
     def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
-        distance = torch.linalg.vector_norm(after["position"] - task, dim=-1)
+        distance = arrays.norm(after["position"] - task)
         if self.config.reward == "dense":
             return -distance
         position = after["position"]
         # The nearest corner is the one in the position's own quadrant: in each coordinate the goal is on its side.
         nearest = (position * task >= 0).all(-1)
-        away = position.abs().sum(-1) >= self.config.sparse_radius
-        progress = torch.linalg.vector_norm(before["position"] - task, dim=-1) - distance
-        return torch.where(nearest & away, progress, 0.0)
+        away = abs(position).sum(-1) >= self.config.sparse_radius
+        progress = arrays.norm(before["position"] - task) - distance
+        return arrays.where(nearest & away, progress, 0.0)
 
     def terminated(self, after: State, task: Tensor) -> Tensor:
-        return torch.zeros(len(task), dtype=torch.bool, device=task.device)
+        return arrays.never(task)
 
     def make_renderer(self, width: int, height: int) -> NavigationRenderer:
         return NavigationRenderer(self.config.corner, width, height)

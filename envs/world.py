@@ -1,12 +1,13 @@
 """One world of a family with NumPy in and out: a lane of `BatchedEnv`, bit for bit, at a fraction of its cost.
 
-A tensor operation costs microseconds however few numbers it works on, and bookkeeping for many worlds takes dozens of
-them. Here only the family's own functions and the physics work on tensors; the rest is plain Python.
+A tensor operation costs microseconds however few numbers it works on, and more after physics has taken the caches. Here
+the family's own functions get arrays, where they take them, and the bookkeeping is plain Python.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
@@ -56,12 +57,14 @@ class World:
         # As in `BatchedEnv`, which says why.
         self._low, self._high, self._centre = low, high, (low + high) / 2
         self._half_range = (high - low) / (2 * family.spec.action_scale)
+        self._takes_arrays = getattr(family.problem, "takes_arrays", False)
+        self._describe = hasattr(family.problem, "describe_step")
         self._task: Tensor | None = None
         self._state: State | None = None
+        self._shown: Any = None  # the same as the family's functions take it
         self._observation = np.empty(0)
         self._elapsed = 0
         self._terminated = self._truncated = False
-        self._describe = hasattr(family.problem, "describe_step")
         self._is_checked = False  # whether the family's author returned what `Problem` says, in a first step
 
     @property
@@ -91,50 +94,76 @@ class World:
             check_finite_start(self.family.spec, initial)
         self.simulator.reset({name: value.to(self.simulator.dtype) for name, value in initial.items()}, None)
         self._elapsed, self._terminated, self._truncated = 0, False, False
-        self._state = self.simulator.state()
-        self._observation = self._observe(self._state)
+        self._look()
+        self._observation = self._observe(self._shown)
         return self._observation.copy()
 
     def step(self, action: np.ndarray) -> Outcome:
         """Applies `action [act_dim]`, float64 in policy units."""
-        before, task, problem = self._state, self._task, self.family.problem
-        if before is None or task is None:
+        if self._state is None or self._task is None:
             raise RuntimeError("The environment has no state yet: call reset() first.")
+        before = self._shown
+        task = self._task.numpy() if self._takes_arrays else self._task
         if self._terminated or self._truncated:
             measures = self._measures(before, before, task)
             return Outcome(self._observation.copy(), 0.0, self._terminated, self._truncated, measures)
         mapped = self._centre + self._half_range * action.astype(self._low.dtype)
-        control = torch.from_numpy(np.maximum(np.minimum(mapped, self._high), self._low)[None])
+        applied = np.maximum(np.minimum(mapped, self._high), self._low)[None]
+        control = torch.from_numpy(applied)
         self.simulator.step(control, None)
-        after = self.simulator.state()
-        self._observation = self._observe(after)
-        reward, ended = problem.reward(before, after, control, task), problem.terminated(after, task)
-        if not self._is_checked:
-            check_values(self.family.spec, "reward", reward, (1,), _CPU)
-            check_values(self.family.spec, "terminated", ended, (1,), _CPU, boolean=True)
-            self._is_checked = True
-        earned = reward.to(self.simulator.dtype).item()
-        failed = self.simulator.failed().item() or not math.isfinite(earned)
-        if failed or not np.isfinite(self._observation).all():
-            self._observation, earned, failed = np.full_like(self._observation, np.nan), math.nan, True
+        after = self._look()
+        with np.errstate(all="ignore"):  # as torch, which says nothing of what is not finite
+            self._observation = self._observe(after)
+            reward, ended = self._judge(before, after, applied if self._takes_arrays else control, task)
+            measures = self._measures(before, after, task)
+            finite = math.isfinite(reward) and _all_finite(self._observation)
+        if not finite or self.simulator.failed().item():
+            self._observation, reward, ended = np.full_like(self._observation, np.nan), math.nan, True
         self._elapsed += 1
-        self._terminated = bool(failed or ended.item())
-        self._truncated = not self._terminated and self._elapsed >= self.family.horizon
-        self._state = after
-        measures = self._measures(before, after, task)
-        return Outcome(self._observation.copy(), earned, self._terminated, self._truncated, measures)
+        self._terminated = ended
+        self._truncated = not ended and self._elapsed >= self.family.horizon
+        return Outcome(self._observation.copy(), reward, self._terminated, self._truncated, measures)
 
-    def _observe(self, state: State) -> np.ndarray:
-        observation = self.family.problem.observe(state)
+    def _look(self) -> Any:
+        """Takes a snapshot of the simulator; returns it as the family's functions take it."""
+        self._state = state = self.simulator.state()
+        self._shown = {name: value.numpy() for name, value in state.items()} if self._takes_arrays else state
+        return self._shown
+
+    def _observe(self, state: Mapping[str, Any]) -> np.ndarray:
+        observation: Any = self.family.problem.observe(state)
         if not self._is_checked:
-            check_values(self.family.spec, "observe", observation, (1, len(self.family.spec.observation_labels)), _CPU)
-        row = observation.to(self.simulator.dtype).numpy()[0]
-        if self.family.observe_task and self._task is not None:
-            return np.concatenate([row, self._task[0].numpy()])
-        return row
+            shape = (1, len(self.family.spec.observation_labels))
+            check_values(self.family.spec, "observe", _as_tensor(observation), shape, _CPU)
+        row = _as_array(observation)[0].astype(self._low.dtype, copy=False)
+        return (
+            np.concatenate([row, self._task[0].numpy()]) if self.family.observe_task and self._task is not None else row
+        )
 
-    def _measures(self, before: State, after: State, task: Tensor) -> dict[str, float]:
+    def _judge(self, before: Any, after: Any, action: Any, task: Any) -> tuple[float, bool]:
+        problem = self.family.problem
+        reward, ended = problem.reward(before, after, action, task), problem.terminated(after, task)
+        if not self._is_checked:
+            check_values(self.family.spec, "reward", _as_tensor(reward), (1,), _CPU)
+            check_values(self.family.spec, "terminated", _as_tensor(ended), (1,), _CPU, boolean=True)
+            self._is_checked = True
+        return _as_array(reward).astype(self._low.dtype, copy=False).item(), bool(ended.item())
+
+    def _measures(self, before: Any, after: Any, task: Any) -> dict[str, float]:
         if not self._describe:
             return {}
-        measured: Any = cast("DescribesSteps", self.family.problem).describe_step(before, after, task)
+        measured = cast("DescribesSteps", self.family.problem).describe_step(before, after, task)
         return {label: quantity.value.item() for label, quantity in measured.items()}
+
+
+def _all_finite(row: np.ndarray) -> bool:
+    # A finite sum of squares holds finite numbers only, and is cheap; the converse is not true.
+    return math.isfinite(row @ row) or bool(np.isfinite(row).all())
+
+
+def _as_array(value: Any) -> np.ndarray:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs import arrays
 from envs.family import Backend, FamilySpec, Measured, Renderer, Simulator, Split, State
 from envs.physics.model import Derived, MujocoModel
 from envs.presets import PublishedCurve
@@ -101,6 +102,8 @@ class HalfCheetah:
     Args:
         config: The variant.
     """
+
+    takes_arrays = True
 
     def __init__(self, config: HalfCheetahConfig) -> None:
         self.config = config
@@ -168,7 +171,7 @@ class HalfCheetah:
         parts = [state["qpos"][:, 1:], state["qvel"]]
         if self._observed is not None:
             parts.append(state[self._observed])
-        return torch.cat(parts, dim=-1)
+        return arrays.concatenate(parts)
 
     def velocity(self, before: State, after: State) -> Tensor:
         """Forward velocity `[lane]` (m/s) over the control step from `before` to `after`, as the reward measures it."""
@@ -177,13 +180,13 @@ class HalfCheetah:
         return (after["qpos"][:, 0] - before["qpos"][:, 0]) / self._dt
 
     def reward(self, before: State, after: State, action: Tensor, task: Tensor) -> Tensor:
-        velocity, cost = self.velocity(before, after), self.config.control_cost * action.square().sum(-1)
+        velocity, cost = self.velocity(before, after), self.config.control_cost * arrays.sum_of_squares(action)
         if self.config.goal == "direction":
             return task[:, 0] * velocity - cost
-        return -(velocity - task[:, 0]).abs() - cost
+        return -abs(velocity - task[:, 0]) - cost
 
     def terminated(self, after: State, task: Tensor) -> Tensor:
-        return torch.zeros(len(task), dtype=torch.bool, device=task.device)
+        return arrays.never(task)
 
     def describe_step(self, before: State, after: State, task: Tensor) -> dict[str, Measured]:
         return {"velocity": Measured(self.velocity(before, after), "m/s")}

@@ -129,6 +129,7 @@ class MujocoCpuSimulator:
         self._batch = Batch(self.model, self.num_lanes, nthread=self._num_threads, persistent=at_new_state)
         self._qpos, self._qvel, self._control = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._varied = {name: self._batch.expand(name) for name in model.varied}
+        self._diverged = self._batch.warning[:, _DIVERGED, 1]
         self._views = {"qpos": self._qpos, "qvel": self._qvel}
         self._views |= {quantity.name: self._bind_derived(quantity) for quantity in model.derived}
 
@@ -205,7 +206,8 @@ class MujocoCpuSimulator:
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
         batch = self._own_batch()
-        self._description.check_control(control.shape, self._control.shape)
+        if control.shape != self._control.shape:
+            self._description.check_control(control.shape, self._control.shape)
         self._control[:] = control.numpy()
         ids = None if lanes is None else np.flatnonzero(lanes.numpy())
         with _silent_mujoco:
@@ -221,4 +223,4 @@ class MujocoCpuSimulator:
 
     def failed(self) -> Tensor:
         # The counters survive until the lane is reset, and time does not help: MuJoCo restarts it within the step.
-        return torch.from_numpy(self._batch.warning[:, _DIVERGED, 1].any(1))
+        return torch.from_numpy(self._diverged.any(1))
