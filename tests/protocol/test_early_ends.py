@@ -166,6 +166,17 @@ def test_a_vector_of_random_starts_and_early_ends_is_that_of_single_environments
     assert (ends > 2).all(), "of both kinds, again and again"
 
 
+def test_a_lane_that_is_over_starts_anew_also_where_another_was_started_by_hand() -> None:
+    vector = FamilyVectorEnv(TaskFamily(Walled()), num_envs=2, tasks=CORNERS[:1])
+    # A step to the right ends both.
+    next(seed for seed in range(100) if (vector.reset(seed=seed)[0][:, 0] > 0.06).all())
+    assert vector.step(np.array([[1.0, 0.0], [1.0, 0.0]], np.float32))[2].all()
+    vector.reset(options={"reset_mask": np.array([True, False])})
+    observations, rewards, terminated, truncated, _ = vector.step(np.zeros((2, 2), np.float32))
+    assert not terminated.any() and not truncated.any() and rewards[1] == 0
+    assert np.abs(observations[1]).max() <= 0.2, "where episodes start"
+
+
 def test_one_seed_gives_every_lane_a_stream_of_its_own() -> None:
     vector = FamilyVectorEnv("navigation-2d-corners", num_envs=3, tasks=CORNERS[:1])
     first, second = vector.reset(seed=5)[0], vector.reset()[0]

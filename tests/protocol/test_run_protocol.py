@@ -403,6 +403,7 @@ def test_a_loaded_run_is_evaluated_with_the_step_size_that_was_chosen(
 
 def test_the_policy_of_a_loaded_run_is_that_of_its_seed(trained: tuple[Path, Log]) -> None:
     run = load_run(trained[0], lambda config: navigation())
+    assert run.checkpoint == "best", "if no other is named"
     expected = make_policy(navigation(), CONFIG.policy, SEED).state_dict()
     assert equal(run.policy.state_dict(), expected)
     other = make_policy(navigation(), CONFIG.policy, SEED + 1).state_dict()
