@@ -32,7 +32,7 @@ MOST = 2**31
 FAR = 2**63
 """What only counts iterations is below this, and so are seeds."""
 
-LARGEST = 1e30
+LARGEST = 1e38
 """Largest number that the parameters' single precision can hold, rounded down."""
 
 _RANGES: Ranges = {
@@ -40,7 +40,7 @@ _RANGES: Ranges = {
         lambda x: 0 < x < MOST,
         ("meta_batch_size", "episodes_per_task", "cg_iters", "line_search_steps", "outer_epochs"),
     ),
-    "positive and at most 1e30": (
+    "positive and at most 1e38": (
         lambda x: 0 < x <= LARGEST,
         ("max_kl", "inner_lr", "later_lr_factor", "outer_lr"),
     ),
@@ -48,7 +48,7 @@ _RANGES: Ranges = {
         lambda x: 0 <= x < MOST,
         ("steps_per_task", "num_inner_steps", "chunk_size", "memory_budget_mb"),
     ),
-    "zero or more and at most 1e30": (
+    "zero or more and at most 1e38": (
         lambda x: 0 <= x <= LARGEST,
         ("cg_damping", "exploration_credit", "inner_kl_penalty"),
     ),
@@ -136,7 +136,7 @@ def _wrong_step_weights(config: LearnerConfig) -> tuple[str, str] | None:
     ):
         return None
     return "step_weights", (
-        f"is {as_words(weights)}; it must hold num_inner_steps ({config.num_inner_steps}) numbers up to 1e30, "
+        f"is {as_words(weights)}; it must hold num_inner_steps ({config.num_inner_steps}) numbers up to 1e38, "
         "none negative and not all zero."
     )
 

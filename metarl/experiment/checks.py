@@ -41,7 +41,7 @@ _RANGES: Ranges = {
         ("policy.context_dim", "learner.num_inner_steps", "validation.steps"),
     ),
     "between 0 and 1024": (lambda x: 0 <= x <= MOST_THREADS, ("num_threads",)),
-    "positive and at most 1e30": (lambda x: 0 < x <= LARGEST, ("policy.min_std", "validation.inner_lrs")),
+    "positive and at most 1e38": (lambda x: 0 < x <= LARGEST, ("policy.min_std", "validation.inner_lrs")),
 }
 """Of everything but the learner, whose ranges are in `composition`."""
 
@@ -172,7 +172,7 @@ def _check_policy(policy: PolicyConfig, words: Words) -> None:
     if not policy.min_std <= policy.init_std <= LARGEST:
         raise UserError(
             f"{words.label('policy.init_std')} is {policy.init_std}; it must be a number, at least "
-            f"{words.within('min_std')} ({policy.min_std}) and at most 1e30."
+            f"{words.within('min_std')} ({policy.min_std}) and at most 1e38."
         )
     if policy.activation not in ("relu", "tanh"):
         raise UserError(f"{words.label('policy.activation')} is {policy.activation!r}; it must be relu or tanh.")

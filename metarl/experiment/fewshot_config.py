@@ -128,7 +128,7 @@ _RANGES: Ranges = {
             *("learner.meta_batch_size", "learner.inner_batch_size", "learner.lstm_size", "learner.tc_filters"),
         ),
     ),
-    "positive and at most 1e30": (
+    "positive and at most 1e38": (
         lambda x: 0 < x <= LARGEST,
         ("learner.inner_lr", "learner.outer_lr", "learner.margin"),
     ),

@@ -15,6 +15,9 @@ from metarl.ops.tree import add_all, all_finite, concatenate_tasks
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.types import Params
 
+_CHECKED_EXAMPLES = 5
+"""Made-up examples that a network is asked about before it is trained."""
+
 
 @final
 class FewShotLearner:
@@ -56,7 +59,8 @@ class FewShotLearner:
         self.buffers: Params = method.initial_buffers()
         if not self.params:
             raise ValueError("The network has no parameter that requires a gradient: there is nothing to learn.")
-        method.network.check(source.sample(1, "train", seed).support.x[0])
+        generator = torch.Generator().manual_seed(0)
+        method.network.check(torch.randn(_CHECKED_EXAMPLES, *source.input_shape, generator=generator))
         self.iteration = 0
         self.skipped_updates = 0
         self.chunks = chunks or TaskChunks()

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarl.fewshot.method import Direction, Outcome, descent
-from metarl.fewshot.networks import Network
+from metarl.fewshot.networks import Network, linear_layer
 from metarl.fewshot.supervised import prediction_loss
 from metarl.fewshot.tasks import Examples, Tasks
 from metarl.functional import initial_params, per_task
@@ -84,15 +84,6 @@ class Sequences(NamedTuple):
         return Sequences(torch.cat([self.rows, channels], -1), self.num_support)
 
 
-def _linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
-    """Weights of Glorot and Bengio, and no number from torch's global generator."""
-    linear = nn.utils.skip_init(nn.Linear, in_features, out_features)
-    assert isinstance(linear, nn.Linear)
-    nn.init.xavier_uniform_(linear.weight, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
 @final
 class DenseBlock(nn.Module):
     """A causal convolution of two positions with a gate, appended to its input."""
@@ -100,7 +91,7 @@ class DenseBlock(nn.Module):
     def __init__(self, in_channels: int, dilation: int, filters: int, generator: torch.Generator) -> None:
         super().__init__()
         self.dilation = dilation
-        self.convolution = _linear(2 * in_channels, 2 * filters, generator)
+        self.convolution = linear_layer(2 * in_channels, 2 * filters, generator)
 
     def forward(self, x: Sequences) -> Sequences:
         """Appends `filters` channels."""
@@ -132,9 +123,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, in_channels: int, key_width: int, value_width: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.keys = _linear(in_channels, key_width, generator)
-        self.queries = _linear(in_channels, key_width, generator)
-        self.values = _linear(in_channels, value_width, generator)
+        self.keys = linear_layer(in_channels, key_width, generator)
+        self.queries = linear_layer(in_channels, key_width, generator)
+        self.values = linear_layer(in_channels, value_width, generator)
         self.out_channels = in_channels + value_width
 
     def weights(self, x: Sequences) -> Float[Tensor, "task row row"]:
@@ -180,7 +171,7 @@ class CausalNetwork(nn.Module):
                 in_channels = tc_block.out_channels
             self.blocks.append(attention_block := AttentionBlock(in_channels, key_width, value_width, generator))
             in_channels = attention_block.out_channels
-        self.linear = _linear(in_channels, num_outputs, generator)
+        self.linear = linear_layer(in_channels, num_outputs, generator)
 
     def forward(self, x: Sequences) -> Tensor:
         """Predictions `[task, query, output]` at the last position of each sequence."""

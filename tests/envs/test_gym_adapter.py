@@ -93,7 +93,7 @@ def test_task_is_kept_until_it_is_set() -> None:
     assert env.unwrapped.task == 2.5, "a task that was set stays, whatever the seed"
 
 
-@pytest.mark.parametrize("task", [[1.0, 2.0], np.nan, 1e308, "fast", [[1.0]], None, {}])
+@pytest.mark.parametrize("task", [[1.0, 2.0], np.nan, 1e388, "fast", [[1.0]], None, {}])
 def test_a_task_that_does_not_fit_is_refused(task: object) -> None:
     env = FamilyEnv("halfcheetah-vel", task=1.0)
     with pytest.raises(ValueError, match="is not a task of halfcheetah-vel@plain: a task is 1 finite number"):

@@ -103,7 +103,7 @@ def test_whatever_stands_in_padding_changes_nothing():
     rewards, values, bootstrap, valid = episodes([2, 0, 5], 5)
     clean = generalized_advantages(rewards, values, bootstrap, valid, 0.9, 0.8)
     clean_returns = discounted_returns(rewards, valid, 0.9)
-    for garbage in (math.nan, math.inf, -math.inf, 1e300):
+    for garbage in (math.nan, math.inf, -math.inf, 1e380):
         dirty_rewards, dirty_values = rewards.masked_fill(~valid, garbage), values.masked_fill(~valid, garbage)
         dirty_bootstrap = bootstrap.masked_fill(~valid.any(-1), garbage)
         assert torch.equal(generalized_advantages(dirty_rewards, dirty_values, dirty_bootstrap, valid, 0.9, 0.8), clean)

@@ -147,7 +147,7 @@ CORNERS = [[2.0, 2.0], [-2.0, 2.0]]
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_a_vector_of_random_starts_and_early_ends_is_that_of_single_environments(mode: AutoresetMode) -> None:
     family = TaskFamily(Walled())
-    vector = FamilyVectorEnv(family, num_envs=4, tasks=CORNERS, autoreset_mode=mode)
+    vector = FamilyVectorEnv(family, num_envs=4, env_tasks=CORNERS, autoreset_mode=mode)
     single = SyncVectorEnv([lambda i=i: FamilyEnv(family, task=CORNERS[i // 2]) for i in range(4)], autoreset_mode=mode)
     starts = vector.reset(seed=11)[0]
     np.testing.assert_array_equal(starts, single.reset(seed=11)[0])
@@ -193,4 +193,4 @@ def test_an_environment_without_a_task_draws_a_training_task() -> None:
     env = FamilyEnv(family, task_seed=3)
     np.testing.assert_array_equal(env.task, family.sample_tasks(1, "train", 3)[0])
     vector = FamilyVectorEnv(family, num_envs=2, task_seed=3)
-    np.testing.assert_array_equal(vector.tasks, family.sample_tasks(2, "train", 3))
+    np.testing.assert_array_equal(vector.tasks, family.sample_tasks(1, "train", 3).expand(2, -1))

@@ -24,6 +24,7 @@ from witness import (
 )
 
 from envs.family import TaskFamily
+from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.meta_learner import MetaLearner
 from metarl.evaluation import evaluate_adaptation
 from metarl.experiment import evaluate_run as protocol
@@ -37,6 +38,8 @@ from metarl.visualize.video import record_before_after
 
 
 def with_learner(config: TrainConfig = CONFIG, **changes: Any) -> TrainConfig:
+    if changes.get("steps_per_task"):
+        changes["episodes_per_task"] = LearnerConfig().episodes_per_task  # one budget or the other
     return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **changes))
 
 

@@ -199,10 +199,10 @@ def test_flags_of_pictures_reach_them(
     monkeypatch.setattr(show, "show_run", lambda run, out, **options: asked.append(options) or [])
     out = ("--out", tmp_path / "out")
     assert run_script("visualize", run, *out)[0] == 0
-    assert run_script("visualize", run, *out, "--seed", 5, "--steps", 1, "--tasks", 2, "--actions", "mean")[0] == 0
+    assert run_script("visualize", run, *out, "--seed", 5, "--steps", 1, "--tasks", 2)[0] == 0
     assert asked == [
         {"num_steps": 3, "num_shown": None, "seed": 0, "sampled": True},
-        {"num_steps": 1, "num_shown": 2, "seed": 5, "sampled": False},
+        {"num_steps": 1, "num_shown": 2, "seed": 5, "sampled": True},
     ]
 
 

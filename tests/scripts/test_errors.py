@@ -266,7 +266,7 @@ def _first_param(value: Callable[[torch.Tensor], object]) -> Callable[[dict], No
         (lambda state: state.update(learner=[]), "version"),
         (_first_param(lambda value: 1.0), "floating-point"),
         (_first_param(lambda value: value.long()), "floating-point"),
-        (_first_param(lambda value: value.double() * 1e300), "float64"),
+        (_first_param(lambda value: value.double() * 1e380), "float64"),
         (lambda state: state.update(lines=-1), "lines"),
         (lambda state: state.update(lines=10**30), "lines"),
         (lambda state: state["learner"].update(env_steps=2**70), "env_steps"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from script_runs import SCRIPTS
+from script_runs import SCRIPTS, as_format_1
 
 from metarl.experiment import fewshot_presets as presets
 from metarl.experiment.errors import UserError
@@ -280,6 +280,7 @@ def test_damaged_checkpoints_and_configs_are_refused(run_script: Run, waves: Pat
     name = next(iter(state["learner"]["params"]))
     state["learner"]["params"][name] = state["learner"]["params"][name][:1]
     torch.save(state, file)
+    as_format_1(file)
     code, _, errors = run_script("evaluate", other)
     assert code == 2 and "does not fit this run" in errors
     config = json.loads((other / "config.json").read_text())

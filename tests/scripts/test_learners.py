@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_runs import SCRIPTS
+from script_runs import SCRIPTS, as_format_1
 
 from metarl.algorithms.learners import LEARNERS
 from metarl.evaluation import AdaptationCurve
@@ -87,6 +87,7 @@ def test_a_fine_tuned_runs_step_size_is_chosen_on_training_tasks_and_used(run_sc
         copy = Path(shutil.copytree(run, tmp_path / f"{lr}"))
         state = checkpoint(copy, "best") | {"inner_lr": lr}
         torch.save(state, copy / "checkpoints" / "best.pt")
+        as_format_1(copy / "checkpoints" / "best.pt")  # no digest: what was changed here is not damage
         assert run_script("evaluate", copy, "--num-tasks", 3, "--episodes", 2, "--json", out)[0] == 0
         curves[lr] = json.loads(out.read_text())["return_mean"]
     assert picked == curves[chosen] and curves[0.001] != curves[2.0]
@@ -189,6 +190,7 @@ def test_moments_of_another_run_are_refused(run_script: Run, tmp_path: Path) -> 
     state = checkpoint(run)
     state["learner"]["outer"]["log_std"]["exp_avg"] = torch.zeros(7)
     torch.save(state, run / "checkpoints" / "last.pt")
+    as_format_1(run / "checkpoints" / "last.pt")
     code, _, err = run_script("train", "--resume", run, "--iterations", 3)
     assert code == 2 and err.count("\n") == 1 and "last.pt" in err and "Adam moments" in err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from script_runs import SCRIPTS, TINY
+from script_runs import SCRIPTS, TINY, as_format_1
 
 from metarl.algorithms.composition import contradiction
 from metarl.algorithms.config import LearnerConfig
@@ -169,6 +169,7 @@ def test_a_run_with_a_setting_that_nothing_reads_goes_on(
     data = json.loads((run / "config.json").read_text())
     data["learner"] |= {"line_search_steps": 1, "line_search_decay": 0.5}
     (run / "config.json").write_text(json.dumps(data))
+    as_format_1(run / "checkpoints" / "last.pt")
     check(parse("train", "--resume", run), usual=read_config(run))
     assert run_script("train", "--resume", run)[0] == 0
 
@@ -274,6 +275,7 @@ def test_a_run_from_before_two_budgets_were_refused_goes_on(run_script: Run, fin
     del data["format"]
     data["learner"] |= {"episodes_per_task": 7, "steps_per_task": 200}
     (run / "config.json").write_text(json.dumps(data))
+    as_format_1(run / "checkpoints" / "last.pt")
     code, _, err = run_script("train", "--resume", run, "--iterations", 3)
     assert code == 0, err
     found = read_config(run)

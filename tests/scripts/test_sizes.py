@@ -38,7 +38,7 @@ from metarl.ops.tree import expand_tasks
 Run = Callable[..., tuple[int, str, str]]
 NUMBERS = {
     int: ("9223372036854775808", "9" * 400, "-9223372036854775809"),
-    float: ("1e308", "nan", "inf", "-inf", "1e400", "-1"),
+    float: ("1e388", "nan", "inf", "-inf", "1e400", "-1"),
 }
 """Type of a flag -> what it must not be."""
 

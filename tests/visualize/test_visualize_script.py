@@ -114,9 +114,9 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, visualize_here: Any, capsys
     (tmp_path / "file").write_text("")
     for arguments, expected in (
         ((run, "--tasks", 41), "41 tasks cannot be shown: the evaluation has the 40 published test tasks."),
-        ((run, "--tasks", 0), "--tasks is 0; it must be positive."),
-        ((run, "--steps", -1), "--steps is -1; it must be zero or more."),
-        ((run, "--seed", -1), "--seed is -1; it must be zero or more."),
+        ((run, "--tasks", 0), "--tasks is 0; it must be positive and below 2**31."),
+        ((run, "--steps", -1), "--steps is -1; it must be zero or more and below 2**31."),
+        ((run, "--seed", -1), "--seed is -1; it must be zero or more and below 2**63."),
         ((run, "--out", tmp_path / "file" / "x"), "a part of that path is a file"),
         ((tmp_path / "nothing",), "is not a run"),
         ((run, "--checkpoint", "last"), "has no checkpoint 'last'; it has: best."),
