@@ -42,8 +42,10 @@ _RANGES: Ranges = {
     ),
     "positive and at most 1e38": (
         lambda x: 0 < x <= LARGEST,
-        ("max_kl", "inner_lr", "later_lr_factor", "outer_lr"),
+        ("max_kl", "inner_lr", "later_lr_factor"),
     ),
+    # Adam divides it by as little as a tenth.
+    "positive and at most 1e37": (lambda x: 0 < x <= 1e37, ("outer_lr",)),
     "zero or more and below 2**31": (
         lambda x: 0 <= x < MOST,
         ("steps_per_task", "num_inner_steps", "chunk_size", "memory_budget_mb"),

@@ -130,8 +130,10 @@ _RANGES: Ranges = {
     ),
     "positive and at most 1e38": (
         lambda x: 0 < x <= LARGEST,
-        ("learner.inner_lr", "learner.outer_lr", "learner.margin"),
+        ("learner.inner_lr", "learner.margin"),
     ),
+    # Adam divides it by as little as a tenth.
+    "positive and at most 1e37": (lambda x: 0 < x <= 1e37, ("learner.outer_lr",)),
     "2 or more and below 2**31": (lambda x: 2 <= x < MOST, ("ways", "learner.attention_keys")),
     "zero or more and below 2**31": (lambda x: 0 <= x < MOST, ("test_shots", "learner.chunk_size")),
     "between 0 and 1024": (lambda x: 0 <= x <= MOST_THREADS, ("num_threads",)),

@@ -16,6 +16,7 @@ import torch
 from script_runs import SCRIPTS, TINY
 
 import envs
+from metarl.adam import Adam
 from metarl.algorithms.learners import LEARNERS
 from metarl.collect import collect
 from metarl.experiment import sizes
@@ -237,3 +238,16 @@ def test_threads_beyond_any_machine_are_refused(run_script: Run) -> None:
     for script in ("train", "train_fewshot"):
         code, _, err = run_script(script, "--num-threads", 100_000)
         assert code == 2 and "--num-threads is 100000; it must be between 0 and 1024" in err
+
+
+@pytest.mark.parametrize("script", ["train", "train_fewshot"])
+def test_an_outer_step_size_that_adam_cannot_hold_is_refused(run_script: Run, tmp_path: Path, script: str) -> None:
+    name = "promp" if script == "train" else "maml"
+    code, _, err = run_script(script, name, "--outer-lr", "1e38", "--run-dir", tmp_path / "run")
+    assert code == 2 and "--outer-lr is 1e+38; it must be positive and at most 1e37." in err, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_outer_step_size_is_one_that_adam_can_hold() -> None:
+    params = {"x": torch.zeros(2)}
+    Adam(params, 1e37).step(params, {"x": torch.ones(2)})
