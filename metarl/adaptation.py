@@ -15,8 +15,7 @@ with d theta_k / d theta_0 = prod_{j<k} (I - A_j H_j), H_j the Hessian of the in
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, final
 
 import torch
@@ -47,6 +46,7 @@ def adapt(
     first_order: bool = False,
     mask: Mapping[str, bool] | None = None,
     chunks: TaskChunks | None = None,
+    keep: bool = True,
 ) -> list[Params]:
     """Takes K inner gradient steps and returns all K + 1 parameter sets `[theta_0, ..., theta_K]`.
 
@@ -62,44 +62,20 @@ def adapt(
         first_order: Treat the inner gradient as a constant: d theta_K / d theta_0 = I (FOMAML).
         mask: Parameter name -> whether it is adapted; None adapts all.
         chunks: How to split tasks over threads where nothing has to be differentiable.
+        keep: Return all parameter sets; without it theta_K alone, so that memory does not grow with K.
 
     Raises:
         ValueError: If the number of steps is unknown, negative, or contradicts the number of batches or step sizes, if
             the mask names something that is no parameter, or if the loss is not one number per task.
     """
-    return list(
-        inner_steps(
-            params,
-            batches,
-            loss,
-            inner_lr=inner_lr,
-            num_steps=num_steps,
-            first_order=first_order,
-            mask=mask,
-            chunks=chunks,
-        )
-    )
-
-
-def inner_steps(
-    params: Params,
-    batches: Sequence[Batch] | Callable[[Params, int], Batch],
-    loss: Loss,
-    *,
-    inner_lr: InnerLR,
-    num_steps: int | None = None,
-    first_order: bool = False,
-    mask: Mapping[str, bool] | None = None,
-    chunks: TaskChunks | None = None,
-) -> Iterator[Params]:
-    """theta_0, ..., theta_K one after the other, as they are made; everything else as `adapt`, which keeps them all."""
     num_steps = _number_of_steps(batches, inner_lr, num_steps)
     if unknown := sorted(set(mask or ()) - set(params)):
         raise ValueError(f"mask names {', '.join(unknown)}; the parameters are {', '.join(params)}.")
     adapted = [name for name in params if _is_adapted(name, mask)]
     differentiable = _requires_grad(params) or _is_learned(inner_lr)
-
-    def step(theta: Params, k: int) -> Params:
+    trajectory = [params]
+    for k in range(num_steps):
+        theta = trajectory[-1]
         batch = batches(theta, k) if callable(batches) else batches[k]
         lr = _step_size(inner_lr, k)
         if chunks is not None and not differentiable:
@@ -109,9 +85,9 @@ def inner_steps(
             )
         else:
             gradient = _gradient(loss, theta, batch, adapted, create_graph=differentiable and not first_order)
-        return theta | {name: theta[name] - lr(name) * gradient[name] for name in adapted}
-
-    return itertools.accumulate(range(num_steps), step, initial=params)
+        moved = theta | {name: theta[name] - lr(name) * gradient[name] for name in adapted}
+        trajectory = [*trajectory, moved] if keep else [moved]
+    return trajectory
 
 
 @final

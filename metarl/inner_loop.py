@@ -17,13 +17,13 @@ one flat dictionary: the module's parameters and, where they are learned, the in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, final, get_args
 
 import torch
 
-from metarl.adaptation import AdaptationJacobian, Loss, StepSize, inner_steps
+from metarl.adaptation import AdaptationJacobian, Loss, StepSize, adapt
 from metarl.functional import HasParameters, initial_params, trainable_params
 from metarl.ops.tree import expand_tasks, sum_tasks
 from metarl.parallel import TaskChunks
@@ -122,6 +122,7 @@ class InnerLoop(Generic[Module]):
         num_tasks: int,
         num_steps: int,
         chunks: TaskChunks | None = None,
+        keep: bool = True,
     ) -> list[Params]:
         """Takes K inner steps: `[theta_0, ..., theta_K]`, differentiable in `meta` if that requires a gradient.
 
@@ -131,21 +132,14 @@ class InnerLoop(Generic[Module]):
             num_tasks: Tasks.
             num_steps: K.
             chunks: How to split tasks over threads where nothing has to be differentiable.
-        """
-        return list(self.steps(meta, batches, num_tasks, num_steps, chunks))
+            keep: Return all parameter sets; without it theta_K alone.
 
-    def steps(
-        self,
-        meta: Params,
-        batches: Sequence[Any] | Callable[[Params, int], Any],
-        num_tasks: int,
-        num_steps: int,
-        chunks: TaskChunks | None = None,
-    ) -> Iterator[Params]:
-        """theta_0, ..., theta_K one after the other, as they are made; everything else as `adapt`."""
+        Raises:
+            ValueError: If K is negative.
+        """
         if num_steps < 0:
             raise ValueError(f"num_steps is {num_steps}; it must be zero or more.")
-        return inner_steps(
+        return adapt(
             self.start(meta, num_tasks),
             batches,
             self.loss,
@@ -153,6 +147,7 @@ class InnerLoop(Generic[Module]):
             first_order=self.first_order,
             mask=self.mask,
             chunks=chunks,
+            keep=keep,
         )
 
     def _is_reset(self, name: str) -> bool:

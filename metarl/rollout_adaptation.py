@@ -5,10 +5,9 @@ The one place where the inner loop meets the sampler; training iterations and ev
 
 from __future__ import annotations
 
-import collections
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -51,14 +50,14 @@ class RolloutAdaptation:
     """
 
     trajectory: list[Params]
-    rollouts: list[Rollout] = field(default_factory=list)
-    advantages: list[Tensor] = field(default_factory=list)
-    returns: list[Tensor] = field(default_factory=list)
-    episodes: float = 0.0
-    nonfinite_steps: int = 0
-    env_steps: int = 0
-    sampling_seconds: float = 0.0
-    sampling_cpu_seconds: float = 0.0
+    rollouts: list[Rollout]
+    advantages: list[Tensor]
+    returns: list[Tensor]
+    episodes: float
+    nonfinite_steps: int
+    env_steps: int
+    sampling_seconds: float
+    sampling_cpu_seconds: float
 
     def samples(self, k: int) -> Samples:
         """Rollout k as rows; see `metarl.samples.to_samples`."""
@@ -131,8 +130,7 @@ def adapt_on_rollouts(
             estimates.append(estimate)
         return to_samples(rollout, estimate)
 
-    steps = inner.steps(meta, fresh, env.num_tasks, num_steps, chunks)
-    trajectory = list(steps) if keep else list(collections.deque(steps, maxlen=1))
+    trajectory = inner.adapt(meta, fresh, env.num_tasks, num_steps, chunks, keep)
     if measure_last:
         fresh(trajectory[-1], num_steps)
     return RolloutAdaptation(

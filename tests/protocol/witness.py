@@ -153,26 +153,32 @@ def navigation(num_published: int = 4, observe_task: bool = False, **settings: A
 def witnessed(family: TaskFamily | None = None) -> Iterator[WitnessedFamily]:
     """A family whose log also holds the random streams and the inner steps of everything that runs meanwhile."""
     log = Log()
-    task_seeds, steps = noise.task_seeds, InnerLoop.steps
+    task_seeds, adapt = noise.task_seeds, InnerLoop.adapt
 
     def logged_seeds(key: Any, num_tasks: int, start: int = 0) -> list[int]:
         log.streams.append(tuple(key))
         return task_seeds(key, num_tasks, start)
 
-    def logged_steps(
+    def logged_adapt(
         self: InnerLoop, meta: Params, batches: Any, num_tasks: int, num_steps: int, *args: Any, **kwargs: Any
-    ) -> Iterator[Params]:
+    ) -> list[Params]:
+        if not callable(batches):  # the outer loop's repetition of recorded rollouts
+            return adapt(self, meta, batches, num_tasks, num_steps, *args, **kwargs)
         trajectory: list[Params] = []
-        if callable(batches):  # fresh rollouts, not the outer loop's repetition of recorded ones
-            copy = {name: value.clone() for name, value in meta.items()}
-            log.adaptations.append(Adaptation(copy, num_tasks, self.step_sizes(meta, num_steps), trajectory))
-        for theta in steps(self, meta, batches, num_tasks, num_steps, *args, **kwargs):
+
+        def logged_batches(theta: Params, k: int) -> Any:
             trajectory.append(theta)
-            yield theta
+            return batches(theta, k)
+
+        copy = {name: value.clone() for name, value in meta.items()}
+        log.adaptations.append(Adaptation(copy, num_tasks, self.step_sizes(meta, num_steps), trajectory))
+        found = adapt(self, meta, logged_batches, num_tasks, num_steps, *args, **kwargs)
+        trajectory.append(found[-1])
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "task_seeds", logged_seeds)
-        patch.setattr(InnerLoop, "steps", logged_steps)
+        patch.setattr(InnerLoop, "adapt", logged_adapt)
         yield WitnessedFamily(family or navigation(), log)
 
 
