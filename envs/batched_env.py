@@ -128,6 +128,7 @@ class BatchedEnv:
             raise RuntimeError("The environment has no state yet: call reset() first.")
         return self._state
 
+    @torch.no_grad()
     def reset(self, seed: int | Sequence[int], lanes: Tensor | None = None) -> Tensor:
         """Starts new episodes and returns the observations `[task, episode, obs_dim]` of all of them.
 
@@ -157,6 +158,7 @@ class BatchedEnv:
             check_finite_start(spec, initial)
         return self.reset_to(initial, lanes)
 
+    @torch.no_grad()
     def reset_to(self, initial: State, lanes: Tensor | None = None) -> Tensor:
         """Starts episodes in given states (every entry `[lane, ...]`); otherwise as `reset`."""
         known = self._state or self.simulator.state()
@@ -180,6 +182,7 @@ class BatchedEnv:
         self._has_started = True
         return self._unflatten(observation.clone())
 
+    @torch.no_grad()
     def step(self, actions: Tensor) -> Step:
         """Applies `actions [task, episode, act_dim]` in policy units ([-1, 1] is the range when action_scale is 1)."""
         before = self._require_state()

@@ -230,6 +230,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         self._seen = True
         tell(self._spec, "env_tasks", self._batch.tasks)
 
+    @torch.no_grad()
     def _measures(self, before: State) -> Mapping[str, np.ndarray]:
         """Label -> quantity `[num_envs]` of the step that led from `before` to the present state."""
         problem, batch = self.family.problem, self._batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
@@ -18,7 +19,7 @@ from envs.batched_env import change_dynamics
 from envs.checks import check_finite_start, check_state, check_tasks, check_values
 
 if TYPE_CHECKING:
-    from envs.family import DescribesSteps, State, TaskFamily
+    from envs.family import DescribesSteps, SharesArrays, Simulator, State, TaskFamily
 
 _CPU = torch.device("cpu")
 
@@ -52,6 +53,8 @@ class World:
     def __init__(self, family: TaskFamily) -> None:
         self.family = family
         self.simulator = family.problem.make_simulator(1, _CPU, "auto", 1)
+        shares_arrays = hasattr(self.simulator, "step_arrays")
+        self._arrays = cast("SharesArrays", self.simulator) if shares_arrays else _SharedTensors(self.simulator)
         dtype = torch.empty(0, dtype=self.simulator.dtype).numpy().dtype
         low, high = (np.array(ends, dtype) for ends in (family.spec.action_low, family.spec.action_high))
         # As in `BatchedEnv`, which says why.
@@ -60,8 +63,9 @@ class World:
         self._takes_arrays = getattr(family.problem, "takes_arrays", False)
         self._describe = hasattr(family.problem, "describe_step")
         self._task: Tensor | None = None
-        self._state: State | None = None
-        self._shown: Any = None  # the same as the family's functions take it
+        # Task and state as the family's functions take them: arrays or tensors.
+        self._shown_task: Any = None
+        self._shown: Any = None
         self._observation = np.empty(0)
         self._elapsed = 0
         self._terminated = self._truncated = False
@@ -76,15 +80,16 @@ class World:
         """Gives the world a task `[1, task_dim]`: reset it before the next step."""
         check_tasks(self.family.spec, task, 1)
         self._task = task.detach().to(self.simulator.dtype, copy=True)
-        self._state = None
+        self._shown_task = self._show(self._task.numpy())
+        self._shown = None
         change_dynamics(self.family, self.simulator, self._task)
 
     @property
     def state(self) -> State:
         """Snapshot of the state, every entry `[1, ...]`."""
-        if self._state is None:
+        if self._shown is None:
             raise RuntimeError("The environment has no state yet: call reset() first.")
-        return {name: value.clone() for name, value in self._state.items()}
+        return {name: _as_tensor(value).clone() for name, value in self._shown.items()}
 
     def reset(self, generator: torch.Generator) -> np.ndarray:
         """Starts an episode in a state of the family's draw; returns the observation `[obs_dim]`."""
@@ -94,30 +99,30 @@ class World:
             check_finite_start(self.family.spec, initial)
         self.simulator.reset({name: value.to(self.simulator.dtype) for name, value in initial.items()}, None)
         self._elapsed, self._terminated, self._truncated = 0, False, False
-        self._look()
-        self._observation = self._observe(self._shown)
+        self._shown = self._look()
+        with self._quiet():
+            self._observation = self._observe(self._shown)
         return self._observation.copy()
 
     def step(self, action: np.ndarray) -> Outcome:
         """Applies `action [act_dim]`, float64 in policy units."""
-        if self._state is None or self._task is None:
+        before, task = self._shown, self._shown_task
+        if before is None:
             raise RuntimeError("The environment has no state yet: call reset() first.")
-        before = self._shown
-        task = self._task.numpy() if self._takes_arrays else self._task
         if self._terminated or self._truncated:
-            measures = self._measures(before, before, task)
+            with self._quiet():
+                measures = self._measures(before, before, task)
             return Outcome(self._observation.copy(), 0.0, self._terminated, self._truncated, measures)
         mapped = self._centre + self._half_range * action.astype(self._low.dtype)
         applied = np.maximum(np.minimum(mapped, self._high), self._low)[None]
-        control = torch.from_numpy(applied)
-        self.simulator.step(control, None)
-        after = self._look()
-        with np.errstate(all="ignore"):  # as torch, which says nothing of what is not finite
+        self._arrays.step_arrays(applied)
+        self._shown = after = self._look()
+        with self._quiet():
             self._observation = self._observe(after)
-            reward, ended = self._judge(before, after, applied if self._takes_arrays else control, task)
+            reward, ended = self._judge(before, after, self._show(applied), task)
             measures = self._measures(before, after, task)
             finite = math.isfinite(reward) and _all_finite(self._observation)
-        if not finite or self.simulator.failed().item():
+        if not finite or self._arrays.failed_array()[0]:
             self._observation, reward, ended = np.full_like(self._observation, np.nan), math.nan, True
         self._elapsed += 1
         self._terminated = ended
@@ -125,10 +130,16 @@ class World:
         return Outcome(self._observation.copy(), reward, self._terminated, self._truncated, measures)
 
     def _look(self) -> Any:
-        """Takes a snapshot of the simulator; returns it as the family's functions take it."""
-        self._state = state = self.simulator.state()
-        self._shown = {name: value.numpy() for name, value in state.items()} if self._takes_arrays else state
-        return self._shown
+        """A snapshot of the simulator as the family's functions take it."""
+        state = self._arrays.state_arrays()
+        return state if self._takes_arrays else {name: torch.from_numpy(value) for name, value in state.items()}
+
+    def _show(self, values: np.ndarray) -> Any:
+        return values if self._takes_arrays else torch.from_numpy(values)
+
+    def _quiet(self) -> AbstractContextManager[Any]:
+        """For the family's functions: arrays say no more than tensors of what is not finite; tensors keep no graph."""
+        return np.errstate(all="ignore") if self._takes_arrays else torch.no_grad()
 
     def _observe(self, state: Mapping[str, Any]) -> np.ndarray:
         observation: Any = self.family.problem.observe(state)
@@ -156,9 +167,27 @@ class World:
         return {label: quantity.value.item() for label, quantity in measured.items()}
 
 
+@final
+class _SharedTensors:
+    """`SharesArrays` of a simulator that has tensors only."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def state_arrays(self) -> Mapping[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self._simulator.state().items()}
+
+    @torch.no_grad()
+    def step_arrays(self, control: np.ndarray) -> None:
+        self._simulator.step(torch.from_numpy(control), None)
+
+    def failed_array(self) -> np.ndarray:
+        return self._simulator.failed().numpy()
+
+
 def _all_finite(row: np.ndarray) -> bool:
-    # A finite sum of squares holds finite numbers only, and is cheap; the converse is not true.
-    return math.isfinite(row @ row) or bool(np.isfinite(row).all())
+    # A finite sum has finite terms only, and plain Python has it soonest; the converse is not true.
+    return math.isfinite(sum(row.tolist())) or bool(np.isfinite(row).all())
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -186,8 +186,11 @@ class MujocoCpuSimulator:
             batch.set_const()
 
     def state(self) -> State:
+        return {name: torch.from_numpy(values) for name, values in self.state_arrays().items()}
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
         # The bound arrays are live and strided: copies are both a snapshot and contiguous.
-        return {name: torch.from_numpy(view.copy(order="C")) for name, view in self._views.items()}
+        return {name: view.copy(order="C") for name, view in self._views.items()}
 
     def reset(self, initial: State, lanes: Tensor | None) -> None:
         """Puts worlds into `qpos` and `qvel` of `initial`, at time 0, cold start, zero control: a fresh `MjData`.
@@ -205,11 +208,13 @@ class MujocoCpuSimulator:
             batch.forward(ids)
 
     def step(self, control: Tensor, lanes: Tensor | None) -> None:
+        self.step_arrays(control.numpy(), None if lanes is None else np.flatnonzero(lanes.numpy()))
+
+    def step_arrays(self, control: np.ndarray, ids: np.ndarray | None = None) -> None:
         batch = self._own_batch()
         if control.shape != self._control.shape:
             self._description.check_control(control.shape, self._control.shape)
-        self._control[:] = control.numpy()
-        ids = None if lanes is None else np.flatnonzero(lanes.numpy())
+        self._control[:] = control
         with _silent_mujoco:
             batch.step(ids, nstep=self._description.frame_skip, stage=self._stage)
 
@@ -222,5 +227,8 @@ class MujocoCpuSimulator:
         return output[:, self.model.body(quantity.body).id]
 
     def failed(self) -> Tensor:
+        return torch.from_numpy(self.failed_array())
+
+    def failed_array(self) -> np.ndarray:
         # The counters survive until the lane is reset, and time does not help: MuJoCo restarts it within the step.
-        return torch.from_numpy(self._diverged.any(1))
+        return np.logical_or.reduce(self._diverged, 1)

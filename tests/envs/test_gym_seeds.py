@@ -15,11 +15,13 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 import envs
-from envs import registry
-from envs.family import TaskFamily
+from envs import arrays, registry
+from envs.family import Measured, TaskFamily
 from envs.gym_adapter import FamilyEnv, FamilyVectorEnv
 from envs.locomotion.half_cheetah import HalfCheetah, HalfCheetahConfig
+from envs.navigation import Navigation2D, Navigation2DConfig
 from envs.presets import FAMILIES
+from envs.torch_simulator import TorchSimulator
 from envs.world import World
 
 ALL_VARIANTS = registry.names()
@@ -286,3 +288,48 @@ def test_what_an_author_returns_is_checked_in_the_first_step_of_one_world(method
     env = FamilyEnv(TaskFamily(problem), task=1.0)
     with pytest.raises(ValueError, match=rf"{method}\(\) of halfcheetah-vel@plain gave"):
         env.reset(seed=0), env.step(np.zeros(6))
+
+
+@pytest.mark.parametrize("action_dim", range(1, 12))
+def test_a_sum_of_squares_has_the_same_bits_in_every_layout(action_dim: int) -> None:
+    values = np.random.default_rng(action_dim).standard_normal((801, action_dim))
+    one_by_one = np.array([arrays.sum_of_squares(values[i : i + 1])[0] for i in range(len(values))])
+    for layout in (values, torch.from_numpy(values), torch.from_numpy(values.T.copy()).T):
+        np.testing.assert_array_equal(arrays.sum_of_squares(layout), one_by_one)
+    np.testing.assert_allclose(one_by_one, (values**2).sum(-1), rtol=1e-14)
+
+
+class LearnedDynamics:
+    """2D navigation whose physics and reward are a network's."""
+
+    takes_arrays = False
+
+    def __init__(self) -> None:
+        self._navigation = Navigation2D(Navigation2DConfig())
+        self._network = torch.nn.Linear(2, 2).double()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._navigation, name)
+
+    def make_simulator(self, num_lanes: int, device: torch.device, backend: Any, num_threads: int) -> TorchSimulator:
+        return TorchSimulator(num_lanes, device, lambda s, action: {"position": s["position"] + self._network(action)})
+
+    def reward(self, before: Any, after: Any, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return -(self._network(after["position"]) - task).norm(dim=-1)
+
+    def describe_step(self, before: Any, after: Any, task: torch.Tensor) -> dict[str, Measured]:
+        return {"speed": Measured(self._network(before["position"]).norm(dim=-1), "m/s")}
+
+
+def test_physics_that_are_a_network_step_everywhere_and_keep_no_graph() -> None:
+    family, task = TaskFamily(LearnedDynamics()), [0.1, 0.2]
+    single, vector = FamilyEnv(family, task=task), FamilyVectorEnv(family, num_envs=1, task=task)
+    batch = family.batch(torch.tensor([task], dtype=torch.float64), 1)
+    single.reset(seed=0), vector.reset(seed=0), batch.reset(0)
+    batch.reset_to(single._world.state)
+    action = np.array([0.3, -0.2])
+    ours, theirs = single.step(action), vector.step(action[None])
+    step = batch.step(torch.from_numpy(action)[None, None])
+    assert ours[1] == theirs[1][0] == float(step.reward)
+    assert ours[4]["speed"] == theirs[4]["speed"][0] > 0
+    assert not step.reward.requires_grad and not step.observation.requires_grad
