@@ -59,14 +59,16 @@ class Adam:
         """Continues from what `state_dict` returned.
 
         Raises:
-            ValueError: If it does not fit the parameters.
+            ValueError: If it does not fit the parameters. The state is then as before.
         """
-        if set(state) != set(self._leaves):
-            raise ValueError("its Adam moments are missing or belong to other parameters")
+        if not isinstance(state, dict) or set(state) != set(self._leaves):
+            raise ValueError("the saved Adam moments are missing or belong to other parameters")
+        for name, leaf in self._leaves.items():
+            shapes = {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}
+            if not _fits(state[name], shapes, leaf.dtype):
+                raise ValueError(f"the saved Adam moments of {name} are not finite tensors of the parameter's shape")
         for name, entry in state.items():
             leaf = self._leaves[name]
-            if not _fits(entry, {"step": torch.Size(), "exp_avg": leaf.shape, "exp_avg_sq": leaf.shape}, leaf.dtype):
-                raise ValueError(f"its Adam moments of {name} are not finite tensors of the parameter's shape")
             # Adam counts on the host wherever the parameters are.
             self._adam.state[leaf] = {
                 key: value.clone() if key == "step" else value.to(leaf).clone() for key, value in entry.items()

@@ -21,6 +21,7 @@ from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.outer import Update
 from metarl.functional import constants, load_constants
+from metarl.learner_state import checked_state
 from metarl.memory import KEPT_LAYERS, graph_budget
 from metarl.metrics import rollout_metrics, step_size_metrics
 from metarl.noise import EVALUATION, TRAINING
@@ -242,11 +243,10 @@ class MetaLearner:
         """Continues from what `state_dict` returned.
 
         Raises:
-            ValueError: If the outer optimiser's state does not fit.
+            ValueError: If it does not fit, saying what does not. The learner is then as before.
         """
-        self.params = {name: state["params"][name].to(value) for name, value in self.params.items()}
-        load_constants(self.policy, state.get("constants", {}))
+        tensors, counters = checked_state(state, self.tensors(), self.counters)
         self._outer.load_state_dict(state.get("outer", {}), self.params)
-        self.iteration = state["iteration"]
-        self.env_steps = state["env_steps"]
-        self.skipped_updates = state["skipped_updates"]
+        self.params = tensors["params"]
+        load_constants(self.policy, tensors["constants"])
+        self.iteration, self.env_steps, self.skipped_updates = (counters[name] for name in self.counters)

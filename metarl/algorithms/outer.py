@@ -25,6 +25,7 @@ import torch
 from metarl.adam import Adam
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.objective import MetaBatch, mean_objective, meta_gradient
+from metarl.learner_state import check_no_moments
 from metarl.ops.tree import all_finite
 from metarl.parallel import TaskChunks
 from metarl.policy_gradient import PolicyInnerLoop
@@ -168,7 +169,7 @@ class Reptile:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
-        """There is no state."""
+        check_no_moments(state)
 
 
 @final
@@ -189,4 +190,4 @@ class NoUpdate:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
-        """There is no state."""
+        check_no_moments(state)

@@ -27,6 +27,7 @@ from metarl.algorithms.outer import OBJECTIVE_SETTINGS, Update, objective_metric
 from metarl.fisher import AdaptedFisher, PolicyFisher
 from metarl.functional import per_task
 from metarl.inner_loop import MetaJacobian
+from metarl.learner_state import check_no_moments
 from metarl.memory import SavedBytes, graph_budget
 from metarl.ops.tree import add_all, all_finite, select_tasks
 from metarl.ops.trust_region import TrustRegionStep, trust_region_step
@@ -183,4 +184,4 @@ class TrustRegion:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], meta: Params) -> None:
-        """There is no state."""
+        check_no_moments(state)

@@ -14,6 +14,7 @@ from metarl.experiment.archive import digest, read_archive
 from metarl.experiment.config import from_json, to_json
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import read_regular, write_bytes_atomically
+from metarl.learner_state import checked_state, is_count
 from metarl.types import Params
 
 CHECKPOINT_FORMAT = 2
@@ -21,8 +22,6 @@ CHECKPOINT_FORMAT = 2
 
 _FREE = ("iterations", "data_dir")
 """Settings that may change in a run's life: how long it is, and where its data lie (what they are is compared)."""
-
-_MOST_COUNTED = 2**63
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], config: Any) -> None:
@@ -107,39 +106,22 @@ def _check_identity(state: dict[str, Any], path: Path, identity: dict[str, str])
 def _check_content(state: dict[str, Any], path: Path, tensors: dict[str, Params], counters: tuple[str, ...]) -> None:
     """Makes sure that everything that training or evaluation reads is there and of the right kind."""
     learner = state["learner"]
-    for name, like in tensors.items():
-        # A set that is empty may be younger than the checkpoint.
-        learner[name] = _checked(learner.get(name, None if like else {}), like, path)
-    wrong = [name for name in counters if not _counts(learner.get(name))]
+    try:
+        found, _ = checked_state(learner, tensors, counters)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit this run: {error}.") from None
+    learner |= found
+    wrong = []
     score = state.get("best_score")
     if type(score) is not float or math.isnan(score):
         wrong.append("best_score")
     # A line of metrics is of one iteration or more.
-    if not _counts(state.setdefault("lines", learner.get("iteration")), learner.get("iteration")):
+    if not is_count(state.setdefault("lines", learner.get("iteration")), learner.get("iteration")):
         wrong.append("lines")
     if not isinstance(learner.setdefault("outer", {}), dict):
         wrong.append("outer")
     if wrong:
         raise UserError(f"{path} is not a usable checkpoint: {', '.join(wrong)} is missing or not a possible number.")
-
-
-def _counts(value: Any, most: Any = _MOST_COUNTED) -> bool:
-    return type(value) is int and type(most) is int and 0 <= value <= most
-
-
-def _checked(saved: Any, like: Params, path: Path) -> Params:
-    """Tensors of a checkpoint, made sure to be finite numbers of the right names, shapes and kinds."""
-    if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
-        raise UserError(f"{path} is not a usable checkpoint: its parameters are not floating-point tensors.")
-    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in like.items()}:
-        raise UserError(f"{path} does not fit this run: its layers or step sizes are not those of config.json.")
-    for name, value in like.items():
-        if saved[name].dtype != value.dtype:
-            kinds = f"{name} is {saved[name].dtype}, not {value.dtype}"
-            raise UserError(f"{path} does not fit this run: not floating-point tensors of its kind ({kinds}).")
-    if not all(bool(torch.isfinite(value).all()) for value in saved.values()):
-        raise UserError(f"{path} is not a usable checkpoint: its parameters are not all finite.")
-    return {name: saved[name].detach().to(value) for name, value in like.items()}
 
 
 def _check_config(saved: Any, config: Any, path: Path) -> None:

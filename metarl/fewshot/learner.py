@@ -11,6 +11,7 @@ from metarl.adam import Adam
 from metarl.fewshot.config import MethodConfig
 from metarl.fewshot.method import Direction, Method
 from metarl.fewshot.tasks import Tasks, TaskSource
+from metarl.learner_state import check_no_moments, checked_state
 from metarl.ops.tree import add_all, all_finite, concatenate_tasks
 from metarl.parallel import TaskChunks, one_intra_op_thread
 from metarl.types import Params
@@ -138,13 +139,16 @@ class FewShotLearner:
         """Continues from what `state_dict` returned.
 
         Raises:
-            ValueError: If the outer optimiser's state does not fit.
+            ValueError: If it does not fit, saying what does not. The learner is then as before.
         """
-        if self._adam is not None:
-            self._adam.load_state_dict(state["outer"])
-        self.params, self.buffers = dict(state["params"]), dict(state["buffers"])
-        self.method.network.load_constants(self.buffers, state.get("frozen", {}))
-        self.iteration, self.skipped_updates = state["iteration"], state["skipped_updates"]
+        tensors, counters = checked_state(state, self.tensors(), self.counters)
+        if self._adam is None:
+            check_no_moments(state.get("outer", {}))
+        else:
+            self._adam.load_state_dict(state.get("outer", {}))
+        self.params, self.buffers = tensors["params"], tensors["buffers"]
+        self.method.network.load_constants(self.buffers, tensors["frozen"])
+        self.iteration, self.skipped_updates = (counters[name] for name in self.counters)
 
 
 def _mean(value: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -184,6 +184,47 @@ def test_moments_that_do_not_fit_are_refused(damage):
         make("promp", **SMALL).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda state: {**state, "params": {**state["params"], "log_std": torch.zeros(3)}},
+            r"log_std .* shape \[3\], not",
+        ),
+        (lambda state: make("meta-sgd", **SMALL).state_dict(), "params hold inner_lr"),
+        (lambda state: make("promp", **SMALL).state_dict(), "another outer optimiser"),
+        (lambda state: {**state, "params": dict.fromkeys(state["params"], torch.zeros(1))}, "shape"),
+        (lambda state: {**state, "params": {n: v * math.nan for n, v in state["params"].items()}}, "not all finite"),
+        (lambda state: {**state, "params": {n: v.double() for n, v in state["params"].items()}}, "float64"),
+        (lambda state: {**state, "constants": {"mean": torch.zeros(2)}}, "constants hold mean"),
+        (lambda state: {**state, "iteration": -1}, "iteration"),
+        (lambda state: {n: v for n, v in state.items() if n != "env_steps"}, "env_steps"),
+        (lambda state: {}, "params are missing"),
+        (lambda state: None, "NoneType"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_of_it_is_taken(change, says):
+    learner = make("maml-trpo", **SMALL)
+    metrics_of(learner, 1)
+    before = learner.state_dict()
+    with pytest.raises(ValueError, match=says):
+        learner.load_state_dict(change(make("maml-trpo", policy_seed=5, **SMALL).state_dict()))
+    assert equal_trees(learner.params, before["params"]) and learner.iteration == 1
+
+
+def test_moments_that_do_not_fit_leave_a_learner_as_it_was():
+    learner, other = (make("promp", policy_seed=seed, **SMALL) for seed in (0, 5))
+    metrics_of(learner, 1), metrics_of(other, 2)
+    before, state = learner.state_dict(), other.state_dict()
+    last = list(state["outer"])[-1]
+    state["outer"][last]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=f"Adam moments of {last}"):
+        learner.load_state_dict(state)
+    after = learner.state_dict()
+    assert equal_trees(after["params"], before["params"]) and after["iteration"] == 1
+    assert all(equal_trees(after["outer"][n], before["outer"][n]) for n in before["outer"])
+
+
 # Inner steps.
 
 

@@ -265,7 +265,7 @@ def _first_param(value: Callable[[torch.Tensor], object]) -> Callable[[dict], No
         (lambda state: state["learner"].update(iteration=True), "iteration"),
         (lambda state: state.update(learner=[]), "version"),
         (_first_param(lambda value: 1.0), "floating-point"),
-        (_first_param(lambda value: value.long()), "floating-point"),
+        (_first_param(lambda value: value.long()), "int64"),
         (_first_param(lambda value: value.double() * 1e380), "float64"),
         (lambda state: state.update(lines=-1), "lines"),
         (lambda state: state.update(lines=10**30), "lines"),
@@ -276,7 +276,7 @@ def _first_param(value: Callable[[torch.Tensor], object]) -> Callable[[dict], No
         (lambda state: state["config"].update(seed=torch.zeros(3)), "seed"),
         (lambda state: state["config"].update(later=1), "later"),
         (_first_param(lambda value: value * torch.nan), "finite"),
-        (_first_param(lambda value: value[:1]), "layers"),
+        (_first_param(lambda value: value[:1]), "shape"),
     ],
 )
 def test_checkpoint_of_other_content(run_script: Run, run: Path, damage: Callable[[dict], None], word: str) -> None:
