@@ -8,7 +8,9 @@ from the module as they are at that moment, so that what acts, what is trained a
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, Protocol, cast
@@ -104,36 +106,50 @@ def _in_turn(of_one: Callable[[Params, Tensor], Any], params: Params, inputs: Te
     return tree_map(lambda *of_tasks: torch.stack(of_tasks), *outputs)
 
 
-def _twin(module: HasParameters, frozen_for: int = 0, twins: dict[int, nn.Module] | None = None) -> nn.Module:
-    """A module of the same parts, settings and tensors whose parameters can be swapped without touching the original.
+def _twin(module: HasParameters, frozen_for: int = 0) -> nn.Module:
+    """A module of the same settings and tensors whose parameters can be swapped without touching the original.
 
-    `functional_call` swaps parameters in place while it runs, which two threads must not do to one module. Containers
-    are copied one level deep: recurrent modules keep their weights in a list as well.
+    `functional_call` swaps parameters in place while it runs, which two threads must not do to one module. What the
+    module holds beside its registered parts (a list of layers, a method bound to itself) leads to the twin's parts.
 
     Args:
         module: The original.
         frozen_for: Number of tasks: frozen parameters then lead with a task axis; 0 leaves them as they are.
-        twins: Original's id -> twin, of the parts that have one already.
     """
-    twins = {} if twins is None else twins
     original = cast(nn.Module, module)
-    if id(original) in twins:
-        return twins[id(original)]
-    twin = twins[id(original)] = type(original).__new__(type(original))
-    state = twin.__dict__
-    for name, value in original.__dict__.items():
-        state[name] = value.copy() if type(value) in (dict, list) else value
-    for name, part in original._modules.items():
-        state["_modules"][name] = None if part is None else _twin(part, frozen_for, twins)
-    for name, value in original.__dict__.items():
-        # A method that was assigned to a module would go on reading the original's parameters.
-        if isinstance(value, MethodType) and id(value.__self__) in twins:
-            state[name] = MethodType(value.__func__, twins[id(value.__self__)])
-    if frozen_for:
-        for name, value in original._parameters.items():
-            if value is not None and not value.requires_grad:
-                state["_parameters"][name] = value.expand(frozen_for, *value.shape)
-    return twin
+    parts = list(original.modules())
+    twins = {id(part): type(part).__new__(type(part)) for part in parts}
+    for part in parts:
+        state = twins[id(part)].__dict__
+        for name, value in part.__dict__.items():
+            state[name] = value.copy() if name in ("_parameters", "_buffers") else _of_twins(value, twins)
+        if frozen_for:
+            for name, value in part._parameters.items():
+                if value is not None and not value.requires_grad:
+                    state["_parameters"][name] = value.expand(frozen_for, *value.shape)
+    return twins[id(original)]
+
+
+def _of_twins(value: Any, twins: dict[int, nn.Module]) -> Any:
+    """An attribute of a module with the twins in the place of the originals; containers are new ones."""
+    kind = type(value)
+    if kind not in _HOLDERS:
+        return twins.get(id(value), value)
+    if not value:
+        return kind()
+    if kind in (dict, OrderedDict):
+        return kind((key, _of_twins(item, twins)) for key, item in value.items())
+    if kind in (list, tuple, set):
+        return kind(_of_twins(item, twins) for item in value)
+    if kind is MethodType:
+        return MethodType(value.__func__, _of_twins(value.__self__, twins))
+    return functools.partial(
+        _of_twins(value.func, twins), *_of_twins(value.args, twins), **_of_twins(value.keywords, twins)
+    )
+
+
+_HOLDERS = frozenset({dict, OrderedDict, list, tuple, set, MethodType, functools.partial})
+"""Plain things in an attribute that may lead to another part of the module."""
 
 
 _MUST_BE_PURE = "a module that is adapted must compute the same outputs from the same parameters and inputs every time."
@@ -153,10 +169,14 @@ def check_pure(module: HasParameters, inputs: Tensor, what: str) -> Any:
         Its outputs.
 
     Raises:
-        ValueError: If it draws random numbers, keeps something from one call to the next, or changes a buffer or a
-            parameter while it is called.
+        ValueError: If it cannot be copied, draws random numbers, keeps something from one call to the next, or changes
+            a buffer or a parameter while it is called.
     """
-    copied = copy.deepcopy(cast(nn.Module, module)).cpu()
+    try:
+        copied = copy.deepcopy(cast(nn.Module, module)).cpu()
+    except (TypeError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be copied (copy.deepcopy), which trying it out takes: {reason}") from error
     tensors = dict([*copied.named_parameters(), *copied.named_buffers()])
     before = {name: value.detach().clone() for name, value in tensors.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -174,6 +194,47 @@ def check_pure(module: HasParameters, inputs: Tensor, what: str) -> Any:
     if not all(_same(a, b) for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True)):
         raise ValueError(f"{what} gives other outputs when it is called again (hidden state, noise); {_MUST_BE_PURE}")
     return first
+
+
+def check_follows(module: HasParameters, inputs: Tensor, what: str) -> None:
+    """Makes sure that `call` gives what the module would give if its learnt parameters were those of the call.
+
+    They are moved for a moment, in place.
+
+    Args:
+        module: The module.
+        inputs: Inputs that it takes.
+        what: What it is, for the sentence: "The policy".
+
+    Raises:
+        ValueError: If its outputs do not follow the parameters, or gradients cannot: learning would have no effect.
+    """
+    learnt, generator = trainable_params(module), torch.Generator().manual_seed(0)
+    before = {name: value.detach().clone() for name, value in learnt.items()}
+    moved = {name: v + 0.1 * torch.randn(v.shape, generator=generator).to(v) for name, v in before.items()}
+    try:
+        with torch.no_grad():
+            for name, value in learnt.items():
+                value.copy_(moved[name])
+            # Copies, as an output may be a view of a parameter.
+            outputs = tree_leaves(cast(nn.Module, module)(inputs))
+            wanted = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
+    finally:
+        with torch.no_grad():
+            for name, value in learnt.items():
+                value.copy_(before[name])
+    with torch.enable_grad():
+        found = tree_leaves(call(module, {name: value.requires_grad_() for name, value in moved.items()}, inputs))
+    if not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
+        raise ValueError(
+            f"{what} reaches its parameters past its own parts (a function that was made in __init__, a list of "
+            "weights, a compiled module), so that it cannot be called with others; reach them through self in forward."
+        )
+    if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in found):
+        raise ValueError(
+            f"{what}'s outputs have no gradient with respect to its parameters (no_grad or detach in its forward), so "
+            "that there is nothing to learn by."
+        )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from metarl.functional import check_pure
+from metarl.functional import check_follows, check_pure
 from metarl.ops import categorical, gaussian
 from metarl.ops.categorical import Categorical
 from metarl.ops.gaussian import Gaussian
@@ -189,7 +189,7 @@ def check_policy(policy: Policy, observation_dim: int, action_dim: int) -> None:
     broken = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise ValueError(f"The policy's parameter {broken[0]} holds a number that is not finite.")
-    like = next(iter(values.values()))
+    like = next(value for value in values.values() if value.requires_grad)
     rows = torch.randn(_CHECKED_ROWS, observation_dim, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
     try:
         dist_params = check_pure(policy, rows, "The policy")
@@ -198,6 +198,7 @@ def check_policy(policy: Policy, observation_dim: int, action_dim: int) -> None:
         reason = " ".join(str(error).split())
         raise ValueError(f"The policy does not take observations [row, {observation_dim}]: {reason}") from error
     _check_output(policy, dist_params)
+    check_follows(policy, rows.to(like.device), "The policy")
     for whole, parts in zip(tree_leaves(dist_params), zip(*map(tree_leaves, one_by_one), strict=True), strict=True):
         if not torch.allclose(whole, torch.cat(parts), rtol=1e-4, atol=1e-5):
             raise ValueError(

@@ -139,8 +139,8 @@ def adapt_on_rollouts(
 
 
 _REPLAY_TOLERANCE = 1e-3
-"""Largest difference, relative to 1 + |value|, between distribution parameters recorded and computed again: a hundred
-times what another order of float32 sums makes of networks as large as ours."""
+"""Largest difference between distribution parameters recorded and computed again, as a share of the largest of the
+episode, or of 1: a hundred times what another order of float32 sums makes of networks as large as ours."""
 
 
 def _check_replay(policy: Policy, params: Params, rollout: Rollout) -> None:
@@ -149,17 +149,22 @@ def _check_replay(policy: Policy, params: Params, rollout: Rollout) -> None:
     def first_episode(x: Tensor) -> Tensor:
         return x[:1, :1].flatten(1, 2)
 
-    observations, valid = first_episode(rollout.observations), first_episode(rollout.valid)
+    valid = first_episode(rollout.valid)
     recorded = tree_leaves(tree_map(first_episode, rollout.dist_params))
     with torch.no_grad():
-        again = tree_leaves(per_task(policy)({name: value[:1] for name, value in params.items()}, observations))
-    errors = torch.stack(
-        [((new - old).abs() / (1 + old.abs())).flatten(2).amax(-1) for old, new in zip(recorded, again, strict=True)]
-    )
-    # Steps that are not finite are counted elsewhere.
-    worst = float(torch.where(valid & errors.isfinite(), errors, 0.0).max())
+        again = tree_leaves(
+            per_task(policy)({name: v[:1] for name, v in params.items()}, first_episode(rollout.observations))
+        )
+    errors = []
+    for new, old in zip(again, recorded, strict=True):
+        # Steps that are not finite are counted elsewhere.
+        seen = valid.reshape(*valid.shape, *[1] * (old.ndim - 2)) & old.isfinite() & new.isfinite()
+        error, size = (torch.where(seen, value, 0.0).abs().amax() for value in (new - old, old))
+        errors.append(error / size.clamp(min=1.0))
+    worst = float(torch.stack(errors).max())
     if worst > _REPLAY_TOLERANCE:
         raise ValueError(
-            f"The policy's action distributions for steps it has recorded differ by {worst:.2g} from those it acted "
-            "by: it keeps a memory, draws random numbers, or looks at more than one observation at a time."
+            f"The policy's action distributions for steps it has recorded differ by {worst:.2g} of their size from "
+            "those it acted by: it keeps a memory, draws random numbers, or looks at more than one observation at a "
+            "time."
         )

@@ -19,7 +19,7 @@ from typing import Literal, cast, final
 import torch
 from torch import Tensor, nn
 
-from metarl.functional import check_pure, initial_buffers, initial_params, per_task
+from metarl.functional import check_follows, check_pure, initial_buffers, initial_params, per_task
 from metarl.ops.tree import expand_tasks
 from metarl.types import Params
 
@@ -112,10 +112,10 @@ class Network:
         self.module = module
         # Two twins with the same tensors, as the mode is a switch of the module, and threads would otherwise turn it
         # under one another.
-        self._training, self._testing = (
-            per_task(copy.deepcopy(module, {id(v): v for v in module.parameters()}).train(mode))
-            for mode in (True, False)
+        self._learner, self._tester = (
+            copy.deepcopy(module, {id(v): v for v in module.parameters()}).train(mode) for mode in (True, False)
         )
+        self._training, self._testing = per_task(self._learner), per_task(self._tester)
         self._scratch = initial_buffers(module)
 
     def check(self, x: Tensor) -> None:
@@ -137,6 +137,7 @@ class Network:
         except (RuntimeError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"The network does not take examples {list(x.shape)}: {reason}") from error
+        check_follows(self._tester, x, "The network")
 
     def initial_params(self) -> Params:
         """The module's own parameters that are learnt."""

@@ -1,9 +1,11 @@
 """What a policy must be, and that nothing of it is lost, frozen or moved behind its back."""
 
 import copy
+import functools
 import gc
 import os
 import random
+import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from toys import PointFamily, double_params, equal_trees, finite_difference
 
 from metarl.agent import Agent
@@ -27,7 +30,8 @@ from metarl.ops.gaussian import Gaussian
 from metarl.parallel import TaskChunks
 from metarl.policies import CategoricalMLPPolicy, GaussianMLPPolicy, check_policy
 from metarl.policy_gradient import policy_inner_loop
-from metarl.rollout_adaptation import AdvantageSettings, adapt_on_rollouts
+from metarl.rollout_adaptation import AdvantageSettings, _check_replay, adapt_on_rollouts
+from metarl.types import Rollout
 
 SMALL = LearnerConfig(meta_batch_size=3, episodes_per_task=3, cg_iters=2)
 
@@ -255,6 +259,74 @@ def test_what_is_no_function_of_one_observation_is_refused_when_the_learner_is_m
         learner(make())
 
 
+class Held(Wrapped):
+    """Its layers stand beside its registered parts once more; `hold` says how."""
+
+    def __init__(self, hold):
+        super().__init__(layers=nn.ModuleList([nn.Linear(2, 3), nn.Linear(3, 2)]))
+        self.held = hold(self)
+
+    def see(self, observations):
+        first, second = self.held() if callable(self.held) else self.held
+        return second(first(observations).tanh())
+
+    def in_order(self, turned):
+        return self.layers
+
+
+HELD = {
+    "a list": lambda self: list(self.layers),
+    "a tuple": lambda self: tuple(self.layers),
+    "a dictionary of lists": lambda self: {"all": list(self.layers)}["all"],
+    "a method": lambda self: functools.partial(self.in_order, False),
+}
+
+
+@pytest.mark.parametrize("hold", HELD.values(), ids=HELD.keys())
+def test_layers_that_are_reached_beside_the_registered_parts_compute_with_the_parameters_given(hold):
+    policy = Held(hold)
+    check_policy(policy, 2, 2)
+    learnt = learner(policy)
+    before = dict(learnt.params)
+    assert learnt.iterate()["skipped_updates"] == 0
+    assert all(not torch.equal(value, before[name]) for name, value in learnt.params.items())
+
+
+class Weights(Wrapped):
+    """Its layers' weights in a list."""
+
+    def __init__(self):
+        super().__init__(layer=nn.Linear(2, 2))
+        self.weights = [self.layer.weight]
+
+    def see(self, observations):
+        return observations @ self.weights[0]
+
+
+class Detached(Wrapped):
+    @torch.no_grad()
+    def forward(self, observations):
+        return self.inner(observations)
+
+
+OUT_OF_REACH = {
+    "a function": (lambda: Held(lambda self: lambda: self.layers), "past its own parts"),
+    "a list of weights": (Weights, "past its own parts"),
+    "a compiled module": (lambda: Front(part=torch.compile(nn.Linear(2, 2), backend="eager")), "past its own parts"),
+    "no gradient": (Detached, "no gradient"),
+    "a lock": (lambda: Front(part=nn.Identity(), lock=threading.Lock()), "cannot be copied"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "says"), OUT_OF_REACH.values(), ids=OUT_OF_REACH.keys())
+def test_a_policy_whose_parameters_cannot_be_learnt_is_refused_and_as_it_was(make, says):
+    policy = make()
+    before = {name: value.detach().clone() for name, value in policy.named_parameters()}
+    with pytest.raises(ValueError, match=says):
+        learner(policy)
+    assert equal_trees(dict(policy.named_parameters()), before)
+
+
 def test_evaluation_mode_makes_functions_of_dropout_and_batch_norm():
     for part in (nn.Dropout(0.5), nn.BatchNorm1d(2)):
         check_policy(Front(part=part).eval(), 2, 2)
@@ -263,11 +335,80 @@ def test_evaluation_mode_makes_functions_of_dropout_and_batch_norm():
 @pytest.mark.parametrize("make", [OverTime, Whitens], ids=["a GRU over rows", "the mean over rows"])
 def test_replaying_a_collection_finds_what_computes_otherwise_then(make):
     policy, family = make(), PointFamily()
-    with pytest.raises(ValueError, match="steps it has recorded differ by 0"):
+    with pytest.raises(ValueError, match="steps it has recorded differ by"):
         adapt_on_rollouts(
             family.batch(family.sample_tasks(2), 3), policy_inner_loop(policy), initial_params(policy),
             num_steps=0, noise_key=(0, 0), settings=AdvantageSettings(),
         )  # fmt: skip
+
+
+def test_large_numbers_that_cancel_are_replayed_to_rounding():
+    """Observations of hundred thousands: what a unit's sum leaves may be as small as its rounding."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        policy = GaussianMLPPolicy(8, 6, (100, 100), "relu", generator=generator)
+        params = per_task_params(policy, 4)
+        observations = 1e4 * torch.randn(4, 10, 200, 8, generator=generator).cumsum(2)
+        # As a collection does it: all worlds at one time, then at the next.
+        steps = [per_task(policy)(params, observations[:, :, t]) for t in range(200)]
+        recorded = tree_map(lambda *of_times: torch.stack(of_times, 2), *steps)
+        shape = observations.shape[:3]
+        numbers, valid = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
+        rollout = Rollout(
+            observations=observations, actions=recorded.mean, rewards=numbers, terminated=~valid, truncated=~valid,
+            valid=valid, final_observation=observations[:, :, -1], log_prob=numbers, dist_params=recorded,
+        )  # fmt: skip
+        _check_replay(policy, params, rollout)
+        recorded.mean[0, 0, 7] += 0.01 * recorded.mean[0, 0].abs().max()
+        with pytest.raises(ValueError, match=r"differ by 0\.01"):
+            _check_replay(policy, params, rollout)
+
+
+class Angle:
+    """A distribution of one number: actions are points near the unit circle."""
+
+    @staticmethod
+    def draw_noise(shape, action_dim, generator):
+        return torch.randn(*shape, action_dim, generator=generator)
+
+    @staticmethod
+    def mode(angle):
+        return torch.stack([angle.cos(), angle.sin()], -1)
+
+    @staticmethod
+    def sample(angle, noise):
+        return Angle.mode(angle) + 0.1 * noise
+
+    @staticmethod
+    def log_prob(angle, action):
+        return -50.0 * (action - Angle.mode(angle)).square().sum(-1)
+
+    @staticmethod
+    def entropy(angle):
+        return torch.zeros_like(angle)
+
+    @staticmethod
+    def kl(old, new):
+        return 50.0 * (Angle.mode(old) - Angle.mode(new)).square().sum(-1)
+
+
+class Points(nn.Module):
+    distribution, action_dim = Angle, 2
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, observations):
+        return self.layer(observations).squeeze(-1)
+
+
+def test_a_distribution_of_one_number_trains():
+    config = LearnerConfig(meta_batch_size=3, episodes_per_task=3, outer_optimizer="adam")
+    learnt = MetaLearner(PointFamily(), Points(), config)
+    before = dict(learnt.params)
+    assert learnt.iterate()["skipped_updates"] == 0
+    assert not equal_trees(learnt.params, before)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
