@@ -184,10 +184,10 @@ def check_values(
         )
 
 
-def check_count(what: str, value: Any) -> None:
-    """Raises ValueError unless `value` is an integer of at least 1."""
-    if not _is_integer(value) or value < 1:
-        raise ValueError(f"{what} is {value!r}; it must be an integer, at least 1.")
+def check_count(what: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless `value` is an integer of at least `least`."""
+    if not _is_integer(value) or value < least:
+        raise ValueError(f"{what} is {value!r}; it must be an integer, at least {least}.")
 
 
 def to_tuple(value: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from envs.batched_env import BatchedEnv
-from envs.checks import check_sampled_task, check_spec, to_tuple
+from envs.checks import check_count, check_sampled_task, check_spec, to_tuple
 from envs.presets import PublishedCurve
 
 Split = Literal["train", "test"]
@@ -286,8 +286,8 @@ class TaskFamily:
         """
         if split not in ("train", "test"):
             raise ValueError(f"split is {split!r}; it must be 'train' or 'test'.")
-        if num_tasks < 0 or seed < 0 or start < 0:
-            raise ValueError(f"num_tasks ({num_tasks}), seed ({seed}) and start ({start}) must not be negative.")
+        for name, value in (("num_tasks", num_tasks), ("seed", seed), ("start", start)):
+            check_count(name, value, 0)
         # crc32 rather than hash(): the same on every machine and in every process.
         family_key = zlib.crc32(self.spec.name.encode())
         split_key = ("train", "test").index(split)

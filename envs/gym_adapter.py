@@ -30,6 +30,7 @@ from envs.gym_arguments import (
     UNTIMED_FPS,
     TaskChoice,
     check_actions,
+    check_options,
     check_render_mode,
     episode_generator,
     find_family,
@@ -104,7 +105,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._spec
 
     @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
+    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._spec = own_spec(spec, self.family.horizon)
         if self._world.task is not None:
             tell(self._spec, "task", self._world.task[0])
@@ -126,6 +127,7 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._take(self._choice.fixed)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        check_options(options)
         super().reset(seed=seed)
         if self._world.task is None or (seed is not None and self._choice.fixed is None):
             self._take(self._choice.draw(self._task_seed()))
@@ -154,10 +156,6 @@ class FamilyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_renderer": None, "_window": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.spec = self._spec  # pyright: ignore[reportIncompatibleVariableOverride] - a copy's task is its own
 
     def _take(self, task: Tensor) -> None:
         self._world.set_task(task)

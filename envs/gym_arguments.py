@@ -90,7 +90,10 @@ def _of(family: TaskFamily) -> str:
 
 def _tasks_or_none(family: TaskFamily, tasks: Any) -> Tensor | None:
     try:
-        array = np.array(tasks, dtype=np.float64)
+        array = np.array(tasks)
+        if array.dtype.kind not in "iuf":  # text would be read as numbers
+            return None
+        array = array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
     if array.ndim == 1 and family.task_dim == 1:
@@ -100,29 +103,71 @@ def _tasks_or_none(family: TaskFamily, tasks: Any) -> Tensor | None:
 
 
 @final
-class _Arguments(dict[str, Any]):
-    """The arguments in an EnvSpec. Deep copies follow `tell`: every Gymnasium wrapper keeps one, made when first asked.
+class _Followers:
+    """The specs that one environment keeps true, weakly: its own, and those of the wrappers around it."""
 
-    A pickled copy is a plain dict.
-    """
+    def __init__(self) -> None:
+        self._specs: list[weakref.ref[_OwnSpec]] = []
 
-    followers: list[weakref.ref[_Arguments]]
+    def add(self, spec: _OwnSpec) -> None:
+        self._specs = [known for known in self._specs if known() is not None] + [weakref.ref(spec)]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Arguments:
-        twin = _following(copy.deepcopy(dict(self), memo), self.followers)
-        memo[id(self)] = twin
-        return twin
+    def tell(self, name: str, tasks: Tensor) -> None:
+        for known in self._specs:
+            spec = known()
+            if spec is not None:
+                for other in ("task", "tasks", "task_seed", "env_tasks"):
+                    spec.kwargs.pop(other, None)
+                spec.kwargs[name] = tasks.tolist()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
+        return _Followers, ()  # the specs that are copied with it put themselves into the copy
 
 
-def _following(arguments: dict[str, Any], followers: list[weakref.ref[_Arguments]]) -> _Arguments:
-    twin = _Arguments(arguments)
-    twin.followers = followers
-    followers[:] = [follower for follower in followers if follower() is not None]
-    followers.append(weakref.ref(twin))
-    return twin
+_WRITTEN_BY_WRAPPERS = ("additional_wrappers", "max_episode_steps", "order_enforce", "disable_env_checker")
+
+
+@final
+class _OwnSpec(EnvSpec):
+    """A spec that follows its environment's task.
+
+    A copy of the environment has a spec that follows the copy; wrappers around either have theirs in the same group. A
+    copy of the spec alone is a snapshot, but for the one that a wrapper makes when it is first asked for its spec: it
+    then writes into the copy what it does, by which it is told from others.
+    """
+
+    @staticmethod
+    def of(spec: EnvSpec, **changes: Any) -> _OwnSpec:
+        values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.init}
+        own = _OwnSpec(**{**values, **changes})
+        own.__setstate__({"_followers": _Followers()})
+        return own
+
+    def tell(self, name: str, tasks: Tensor) -> None:
+        self.__dict__["_followers"].tell(name, tasks)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _WRITTEN_BY_WRAPPERS and "_copied_from" in self.__dict__:
+            self.__setstate__({"_followers": self.__dict__.pop("_copied_from")})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EnvSpec) and dataclasses.asdict(self) == dataclasses.asdict(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride] - as EnvSpec's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_copied_from"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__["_followers"].add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OwnSpec:
+        memo[id(self)] = twin = _OwnSpec.__new__(_OwnSpec)
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.__dict__["_copied_from"] = self.__dict__["_followers"]
+        return twin
 
 
 def own_spec(spec: EnvSpec | None, horizon: int) -> EnvSpec | None:
@@ -134,19 +179,13 @@ def own_spec(spec: EnvSpec | None, horizon: int) -> EnvSpec | None:
     if spec is None:
         return None
     arguments = {name: _plain(value) for name, value in spec.kwargs.items()}
-    return dataclasses.replace(spec, kwargs=_following(arguments, []), max_episode_steps=horizon)
+    return _OwnSpec.of(spec, kwargs=arguments, max_episode_steps=horizon)
 
 
 def tell(spec: EnvSpec | None, name: str, tasks: Tensor) -> None:
-    """Writes the present task or tasks as argument `name` into a spec that `own_spec` made, and into its copies."""
-    if spec is None or not isinstance(spec.kwargs, _Arguments):
-        return
-    for follower in spec.kwargs.followers:
-        arguments = follower()
-        if arguments is not None:
-            for other in ("task", "tasks", "task_seed", "env_tasks"):
-                arguments.pop(other, None)
-            arguments[name] = tasks.tolist()
+    """Writes the present task or tasks as argument `name` into a spec that `own_spec` made, and those of wrappers."""
+    if isinstance(spec, _OwnSpec):
+        spec.tell(name, tasks)
 
 
 def _plain(value: Any) -> Any:
@@ -183,6 +222,21 @@ def check_render_mode(render_mode: str | None, known: list[str]) -> None:
             f"render_mode is {render_mode!r}; here it can be None or {' or '.join(map(repr, known))}"
             " ('human' needs a display)."
         )
+
+
+def check_options(options: dict[str, Any] | None, *known: str) -> None:
+    """Refuses an option of `reset` that would be ignored.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    for name in options or {}:
+        if name not in known:
+            knows = f"the one that there is is {known[0]!r}" if known else "there are none"
+            raise ValueError(
+                f"reset() was given the option {name!r}, which would do nothing: {knows}. A task is chosen by `task=` "
+                "when the environment is made, and by set_task() or set_tasks() afterwards."
+            )
 
 
 def check_actions(actions: Any, space: gymnasium.Space) -> np.ndarray:

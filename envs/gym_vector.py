@@ -19,6 +19,7 @@ from envs.family import DescribesSteps, Renderer, State, TaskFamily
 from envs.gym_arguments import (
     TaskChoice,
     check_actions,
+    check_options,
     check_render_mode,
     episode_generator,
     find_family,
@@ -113,7 +114,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         return self._spec
 
     @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
+    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._spec = own_spec(spec, self._batch.horizon)
         if self._seen:
             tell(self._spec, "env_tasks", self._batch.tasks)
@@ -150,6 +151,7 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
                 continues each sub-environment's stream.
             options: `{"reset_mask": bool [num_envs]}` starts only those anew.
         """
+        check_options(options, "reset_mask")
         mask = np.ones(self.num_envs, dtype=bool)
         if options is not None and "reset_mask" in options:
             mask = np.asarray(options["reset_mask"])
@@ -215,10 +217,6 @@ class FamilyVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_renderer": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.spec = self._spec  # pyright: ignore[reportIncompatibleVariableOverride] - a copy's tasks are its own
 
     def _drawn(self) -> Tensor:
         """The tasks `[num_envs, task_dim]` that go with the sub-environments' seeds."""

@@ -91,6 +91,7 @@ class World:
             raise RuntimeError("The environment has no state yet: call reset() first.")
         return {name: _as_tensor(value).clone() for name, value in self._shown.items()}
 
+    @torch.no_grad()
     def reset(self, generator: torch.Generator) -> np.ndarray:
         """Starts an episode in a state of the family's draw; returns the observation `[obs_dim]`."""
         initial = self.family.problem.initial_state(1, generator)

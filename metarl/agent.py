@@ -50,7 +50,10 @@ class Agent:
             ValueError: If the observation is not finite, or not one that the policy takes.
         """
         parameter = next(iter(self.params.values()))
-        observations = torch.as_tensor(np.asarray(observation), dtype=parameter.dtype, device=parameter.device)
+        try:
+            observations = torch.as_tensor(np.asarray(observation), dtype=parameter.dtype, device=parameter.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{observation!r} is no observation: it must be an array of numbers.") from error
         if not bool(torch.isfinite(observations).all()):
             raise ValueError(f"The observation holds a number that is not finite: {observation}.")
         try:

@@ -136,7 +136,7 @@ def _of_twins(value: Any, twins: dict[int, nn.Module]) -> Any:
     if kind not in _HOLDERS:
         return twins.get(id(value), value)
     if not value:
-        return kind()
+        return value if kind is tuple else value.copy()
     if kind in (dict, OrderedDict):
         return kind((key, _of_twins(item, twins)) for key, item in value.items())
     if kind in (list, tuple, set):

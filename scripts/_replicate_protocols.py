@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import _common
 import torch
+from _training import check_learned
 from torch import Tensor
 
 from metarl.algorithms.learners import LEARNERS
@@ -108,6 +109,7 @@ def train_to_end(trainer: Trainer) -> None:
     if not trainer.train():
         print(f"Stopped; the same command continues from iteration {trainer.learner.iteration}.")
         sys.exit(130)
+    check_learned(trainer)
 
 
 def evaluation_of(path: Path, num_steps: int | None) -> dict[str, Any]:

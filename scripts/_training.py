@@ -118,7 +118,12 @@ def train(trainer: Trainer, script: str) -> None:
         print(f"Continue with: {_common.command(script, '--resume', trainer.run.path)}")
         # What a shell expects of a command ended by Ctrl-C, so that `train && evaluate` stops here too.
         sys.exit(130)
-    if skipped and skipped == trainer.learner.iteration:
+    check_learned(trainer)
+
+
+def check_learned(trainer: Trainer) -> None:
+    """Ends the program with 1 where every update was skipped."""
+    if 0 < trainer.learner.iteration == trainer.learner.state_dict()["skipped_updates"]:
         print(
             f"error: {trainer.run.path} has learned nothing: no iteration had finite data and gradients; look for what "
             "makes rewards, observations or losses infinite, or take smaller steps.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
@@ -75,13 +77,47 @@ def contradiction(config: LearnerConfig) -> tuple[str, str] | None:
     Returns:
         None where the settings compose. Otherwise (field, "is ...; ...").
     """
-    problem = out_of_range(config, _RANGES)
+    problem = wrong_type(config) or out_of_range(config, _RANGES)
     if problem is not None:
         return problem
     for name, known in (("inner_estimator", ESTIMATORS), ("outer_optimizer", OUTER_OPTIMIZERS)):
         if getattr(config, name) not in known:
             return name, f"is {getattr(config, name)!r}; it must be one of {', '.join(known)}."
     return _unread(config) or _wrong_step_weights(config) or _without_inner_steps(config) or _without_effect(config)
+
+
+def is_of_type(value: Any, wanted: Any) -> bool:
+    """Whether a setting may have this value: a truth value is no number, a whole number is one.
+
+    Args:
+        value: The value.
+        wanted: bool, int, float, str, or a tuple of any length of one of them; whatever else is not looked at.
+    """
+    if typing.get_origin(wanted) is tuple:
+        return isinstance(value, (tuple, list)) and all(is_of_type(item, typing.get_args(wanted)[0]) for item in value)
+    if wanted not in _TYPES:
+        return True
+    kind, _ = _TYPES[wanted]
+    return isinstance(value, kind) and (wanted is bool or not isinstance(value, bool))
+
+
+_TYPES: dict[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+}
+
+
+def wrong_type(config: object) -> tuple[str, str] | None:
+    """The first field whose value is of another type than it says, and a sentence's rest that says so."""
+    for name, wanted in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not is_of_type(value, wanted):
+            items = typing.get_args(wanted)
+            must = f"a tuple, each item {_TYPES[items[0]][1]}" if items else _TYPES[wanted][1]
+            return name, f"is {value!r}; it must be {must}."
+    return None
 
 
 def out_of_range(config: object, ranges: Ranges) -> tuple[str, str] | None:

@@ -7,6 +7,8 @@ move the meta-parameters. The objective is in `metarl.algorithms.objective`, the
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import functools
 import time
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarl.agent import Agent
-from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction
+from metarl.algorithms.composition import OUTER_OPTIMIZERS, contradiction, is_of_type
 from metarl.algorithms.config import LearnerConfig
 from metarl.algorithms.learners import LEARNERS
 from metarl.algorithms.outer import Update
@@ -115,11 +117,18 @@ class MetaLearner:
             ValueError: If the name is unknown, the settings make no sense, or the learner is an oracle and the family
                 does not show its task.
         """
+        if isinstance(family, str):
+            raise ValueError(f"family is {family!r}; it must be a family itself, such as envs.make({family!r}).")
         if algorithm not in LEARNERS:
             raise ValueError(f"Unknown algorithm {algorithm!r}. Known: {', '.join(LEARNERS)}.")
         learner = LEARNERS[algorithm]
         if learner.observe_task and not getattr(family, "observe_task", False):
             raise ValueError(f"{algorithm} sees its task; make the family with observe_task=True.")
+        fields = [field.name for field in dataclasses.fields(LearnerConfig)]
+        for name in set(settings) - set(fields):
+            near = difflib.get_close_matches(name, fields, 1, cutoff=0.75)
+            hint = f"is {near[0]!r} meant?" if near else "a policy of your own goes to MetaLearner() itself."
+            raise ValueError(f"{name!r} is no field of LearnerConfig; {hint}")
         config = LearnerConfig(**{**learner.settings, **settings})
         generator = torch.Generator().manual_seed(seed)
         policy = GaussianMLPPolicy(
@@ -151,11 +160,18 @@ class MetaLearner:
                 out is not finite: diverged physics or a diverged policy.
         """
         for name, value, least in (("num_steps", num_steps, 0), ("episodes", episodes, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be an integer and at least {least}.")
+            if not is_of_type(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number and at least {least}.")
+        wanted = f"task is {task!r}; one task of this family is {self.family.task_dim} number(s)"
+        try:
+            one = torch.as_tensor(task, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{wanted}.") from None
+        if one.numel() != self.family.task_dim:
+            raise ValueError(f"{wanted}, not an array of shape {list(one.shape)}.")
         data = adapt_on_rollouts(
             self.family.batch(
-                torch.as_tensor(task, dtype=torch.float64).reshape(1, -1),
+                one.reshape(1, -1),
                 episodes,
                 self._device,
                 num_threads=self.chunks.num_threads,

@@ -217,7 +217,8 @@ def _check_composition(config: TrainConfig, words: Words) -> None:
 
 def _blame_and_cure(config: TrainConfig, name: str) -> str:
     """Who set a setting of the learner that is refused, if not the person, and which flag clears it."""
-    recommended = preset(config.algorithm, config.family, num_inner_steps=config.learner.num_inner_steps)
+    others = {} if name == "num_inner_steps" else {"num_inner_steps": config.learner.num_inner_steps}
+    recommended = preset(config.algorithm, config.family, **others)
     value = getattr(config.learner, name)
     who = who_sets(config.algorithm, config.family, name)
     says = f" ({who} it so.)" if who and value == getattr(recommended.learner, name) else ""

@@ -46,7 +46,8 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             _give_up_stdout()
             sys.exit(141)
         except OSError as error:
-            _give_up_stdout()
+            if _give_up_stdout() and not error.filename:
+                error.filename = "standard output"
             sys.exit(_fail(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:
             # torch's allocator raises a plain RuntimeError.
@@ -62,12 +63,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _give_up_stdout() -> None:
-    """Where nothing can be written to it, Python's own last try must not add a traceback."""
+def _give_up_stdout() -> bool:
+    """Where nothing can be written to it, and so it returns, Python's own last try must not add a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message: str) -> int:
@@ -76,10 +79,12 @@ def _fail(message: str) -> int:
     return 2
 
 
+_AGAIN = "run the command again (a training that has begun: with --resume)"
+
 _EXPLAINED = {
-    errno.ENOSPC: "the disk is full; free some space and run the command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
-    errno.EFBIG: "the file would exceed the size limit of this process or disk; raise it and run the command again",
+    errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up; free some space and {_AGAIN}",
+    errno.EFBIG: f"the file would exceed the size limit of this process or disk; raise it and {_AGAIN}",
     errno.EACCES: "permission denied; choose a place you may write to",
     errno.EPERM: "operation not permitted; choose a place you may write to",
     errno.EROFS: "the file system is read-only; choose a place you may write to",
@@ -90,7 +95,7 @@ _EXPLAINED = {
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ELOOP: "its symbolic links lead in a circle",
     errno.ENOLCK: "this file system cannot lock files, which keeps two trainings apart; choose a place on another one",
-    errno.EMFILE: "too many files are open in this process; raise the limit (ulimit -n) and run the command again",
+    errno.EMFILE: f"too many files are open in this process; raise the limit (ulimit -n) and {_AGAIN}",
     errno.EIO: "the disk reported an error",
 }
 

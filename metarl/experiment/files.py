@@ -8,19 +8,27 @@ import os
 import re
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from metarl.experiment.errors import UserError
 
+_LONGEST_WRITING = 3600.0
+"""Seconds: more than any of our files takes to be written."""
+
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content`, or leaves it as it was: at no moment is it partly written.
+
+    What a writer of the same file that was killed has left is removed an hour later.
 
     Raises:
         OSError: If it cannot be written; the temporary file is gone then.
     """
     temporary = None
+    with contextlib.suppress(OSError):
+        remove_leftovers(path.parent, re.escape(path.name), _LONGEST_WRITING)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
@@ -79,7 +87,8 @@ def read_regular(path: Path, most: int) -> bytes:
     """
     handle = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
-        content = file.read(most + 1)
+        # As much as there is: room for all that is asked for would be made before a byte is read.
+        content = file.read(min(os.fstat(handle).st_size, most) + 1)
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which no run writes: it was damaged or replaced.")
     return content
@@ -99,19 +108,21 @@ def open_regular(path: Path, flags: int) -> int:
     return handle
 
 
-def remove_leftovers(folder: Path, names: str) -> None:
+def remove_leftovers(folder: Path, names: str, older_than: float = 0.0) -> None:
     """Removes the temporary files that a process which was killed in `write_bytes_atomically` has left.
 
     Args:
         folder: Where.
-        names: Regular expression of the names of the files that were written; no other process may be writing them.
+        names: Regular expression of the names of the files that were written.
+        older_than: Seconds; younger ones stay. Needed where another process may be writing these files now.
     """
     # The middle is what mkstemp draws.
     pattern = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}\.tmp")
     for entry in folder.iterdir():
         if pattern.fullmatch(entry.name):
             with contextlib.suppress(OSError):
-                entry.unlink()
+                if time.time() - entry.stat().st_mtime >= older_than:
+                    entry.unlink()
 
 
 def _umask() -> int:

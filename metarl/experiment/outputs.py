@@ -34,7 +34,8 @@ def check_outputs(**paths: Path | None) -> None:
         if path is None:
             continue
         target = _target(path)
-        if target in named:
+        info = _status(path)
+        if target in named and not (info and stat.S_ISCHR(info.st_mode)):
             raise UserError(f"--{named[target]} and --{flag} both name {path}; each needs a file of its own.")
         named[target] = flag
         try:
@@ -85,7 +86,8 @@ def _target(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     run = run_of(target)
     if run is not None:
-        raise UserError(f"{path} is a file of the run {run}, which would be destroyed; name another one.")
+        would = "be destroyed" if target.exists() else "be taken for the run's own"
+        raise UserError(f"{path} is a file of the run {run} by its name, and would {would}; name another one.")
     return target
 
 

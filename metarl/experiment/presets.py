@@ -77,9 +77,8 @@ def preset(algorithm: str, family_id: str, **given: int) -> TrainConfig:
     learner = LearnerConfig(**{**_left_by(given, merged("learner")), **given})
     validation = merged("validation")
     # What is trained is what is validated; a family may be tested on more steps, and a learner say how many it is for.
-    steps = (
-        max(1, learner.num_inner_steps, validation.get("steps", 1)) if named.test_steps is None else named.test_steps
-    )
+    usual = max(1, validation.get("steps", 1)) if named.test_steps is None else named.test_steps
+    steps = max(learner.num_inner_steps, usual)
     return TrainConfig(
         algorithm=algorithm,
         family=family_id,

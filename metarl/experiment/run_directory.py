@@ -48,7 +48,8 @@ _WRITTEN = r"config\.json|versions\.json|metrics.*\.jsonl"
 """What only the process that holds the run replaces; evaluation tables are written beside it."""
 
 _OWN_FILES = re.compile(
-    rf"{_WRITTEN}|\.lock|events\..*|evaluation_.*\.json|checkpoints(/.*)?", re.IGNORECASE | re.DOTALL
+    rf"{_WRITTEN}|\.lock|events\..*|evaluation_(best|last|iteration_\d+)\.json|checkpoints(/.*)?",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -189,9 +190,14 @@ def read_metrics(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The metrics that a run has kept: numbers, None for what was not finite."""
     return [
-        {name: value for name, value in row.items() if value is None or isinstance(value, (int, float))}
+        {name: value for name, value in row.items() if value is None or _is_number(value)}
         for _, row in read_metrics(run)
     ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a floating-point number can be."""
+    return isinstance(value, (int, float)) and -1.8e308 < value < 1.8e308
 
 
 def run_of(file: Path) -> Path | None:
@@ -214,9 +220,8 @@ def read_config_file(path: Path) -> tuple[Any, Path]:
     try:
         content = read_regular(file, _MOST_SETTINGS)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path} is not a run: it has no config.json. Name a directory that a training script made."
-        ) from None
+        has = "it has no config.json" if path.exists() else "there is no such directory"
+        raise UserError(f"{path} is not a run: {has}. Name a directory that a training script made.") from None
     try:
         return json.loads(content.decode()), file
     except (ValueError, RecursionError):

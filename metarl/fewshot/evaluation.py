@@ -10,9 +10,11 @@ from metarl.fewshot.method import Method
 from metarl.fewshot.supervised import score
 from metarl.fewshot.tasks import Examples, Tasks
 from metarl.parallel import TaskChunks
+from metarl.precision import no_tf32
 from metarl.types import Params
 
 
+@no_tf32()
 def evaluate_method(
     method: Method, params: Params, buffers: Params, tasks: Tasks, num_steps: int, chunks: TaskChunks
 ) -> AdaptationCurve:

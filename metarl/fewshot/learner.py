@@ -14,6 +14,7 @@ from metarl.fewshot.tasks import Tasks, TaskSource
 from metarl.learner_state import check_no_moments, checked_state
 from metarl.ops.tree import add_all, all_finite, concatenate_tasks
 from metarl.parallel import TaskChunks, one_intra_op_thread
+from metarl.precision import no_tf32
 from metarl.types import Params
 
 _CHECKED_EXAMPLES = 5
@@ -69,6 +70,7 @@ class FewShotLearner:
         self._adam = Adam(self.params, config.outer_lr) if config.outer_optimizer == "adam" else None
 
     @one_intra_op_thread()
+    @no_tf32()
     def iterate(self) -> dict[str, float]:
         """Takes one outer step and returns its metrics (docs/fewshot.md lists them).
 

@@ -228,7 +228,7 @@ def test_tasks_depend_on_nothing_but_their_index(family: TaskFamily) -> None:
     assert not torch.equal(family.sample_tasks(20, "train"), family.sample_tasks(20, "test"))
     with pytest.raises(ValueError, match="split is 'valid'"):
         family.sample_tasks(1, "valid")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="it must be an integer, at least 0"):
         family.sample_tasks(1, seed=-1)
 
 

@@ -197,8 +197,24 @@ def test_a_copy_goes_on_bit_for_bit_and_alone(name: str, how: str) -> None:
     task = env.unwrapped.task
     twin.unwrapped.set_task(0.3 * np.ones_like(task))
     np.testing.assert_array_equal(env.unwrapped.task, task)
-    assert env.unwrapped.spec.kwargs["task"] == task.tolist()
-    assert twin.unwrapped.spec.kwargs["task"] == (0.3 * np.ones_like(task)).tolist()
+    for wrapped in (env, env.unwrapped):
+        assert wrapped.spec.kwargs["task"] == task.tolist()
+    for wrapped in (twin, twin.unwrapped):
+        assert wrapped.spec.kwargs["task"] == (0.3 * np.ones_like(task)).tolist()
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_of_a_spec_is_a_snapshot_and_wrappers_specs_are_not(how: str) -> None:
+    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make(NAVIGATION))
+    kept = []
+    for seed in range(3):
+        env.reset(seed=seed)
+        kept.append((env.unwrapped.task, COPIES[how](env.spec)))
+    assert env.spec.additional_wrappers[0].name == "RecordEpisodeStatistics"
+    np.testing.assert_array_equal(env.spec.kwargs["task"], env.unwrapped.task)
+    for task, spec in kept:
+        np.testing.assert_array_equal(spec.kwargs["task"], task)
+        np.testing.assert_array_equal(gymnasium.make(spec).unwrapped.task, task)
 
 
 def test_copies_leave_pictures_behind_and_run_in_gymnasiums_vector_environments() -> None:
