@@ -12,7 +12,6 @@ step sizes as in evaluate.py, and the tasks of a policy that are shown are sprea
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +21,7 @@ import tyro
 
 from metarl.algorithms.composition import FAR, MOST, Ranges
 from metarl.experiment.errors import UserError, reports_errors
+from metarl.experiment.outputs import check_outputs
 
 if TYPE_CHECKING:
     from metarl.visualize.picture import Picture
@@ -65,8 +65,8 @@ def output_directory(arguments: Arguments) -> Path:
     for path in wanted:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                return path
+            check_outputs(out=path / "paths.png")
+            return path
         except OSError as error:
             if path is wanted[-1]:
                 error.filename = str(path)

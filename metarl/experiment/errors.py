@@ -46,8 +46,9 @@ def reports_errors(main: Callable[P, None]) -> Callable[P, None]:
             _give_up_stdout()
             sys.exit(141)
         except OSError as error:
-            if _give_up_stdout() and not error.filename:
-                error.filename = "standard output"
+            _give_up_stdout()
+            if not error.filename and error.errno in _FULL:
+                error.filename = "standard output"  # every file's errors name it
             sys.exit(_fail(describe_os_error(error)))
         except (MemoryError, RuntimeError) as error:
             # torch's allocator raises a plain RuntimeError.
@@ -63,14 +64,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _give_up_stdout() -> bool:
-    """Where nothing can be written to it, and so it returns, Python's own last try must not add a traceback."""
+def _give_up_stdout() -> None:
+    """Where nothing can be written to it, Python's own last try must not add a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _fail(message: str) -> int:
@@ -80,6 +79,8 @@ def _fail(message: str) -> int:
 
 
 _AGAIN = "run the command again (a training that has begun: with --resume)"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EXPLAINED = {
     errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",

@@ -26,7 +26,8 @@ def check_outputs(**paths: Path | None) -> None:
         paths: Flag -> where its result is to go; None where the flag was not given.
 
     Raises:
-        UserError: If two are to go to one place, one onto a file of a run, or one where nothing can be written.
+        UserError: If two are to go to one place, one onto a file of a run, or one where nothing can be written, or a
+            picture into a file that says it is something else.
         OSError: If one cannot be written, naming it.
     """
     named: dict[Path, str] = {}
@@ -35,6 +36,8 @@ def check_outputs(**paths: Path | None) -> None:
             continue
         target = _target(path)
         info = _status(path)
+        if flag == "plot" and path.suffix.lower() not in ("", ".png") and not (info and stat.S_ISCHR(info.st_mode)):
+            raise UserError(f"--plot is {path}; pictures are PNG, so give it a name that ends in .png.")
         if target in named and not (info and stat.S_ISCHR(info.st_mode)):
             raise UserError(f"--{named[target]} and --{flag} both name {path}; each needs a file of its own.")
         named[target] = flag
@@ -86,8 +89,9 @@ def _target(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     run = run_of(target)
     if run is not None:
-        would = "be destroyed" if target.exists() else "be taken for the run's own"
-        raise UserError(f"{path} is a file of the run {run} by its name, and would {would}; name another one.")
+        if target.exists():
+            raise UserError(f"{path} is a file of the run {run}, which would be destroyed; name another one.")
+        raise UserError(f"{path} has the name of a file of the run {run}; name another one.")
     return target
 
 

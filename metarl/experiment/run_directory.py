@@ -197,7 +197,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     """Whether it is one that a floating-point number can be."""
-    return isinstance(value, (int, float)) and -1.8e308 < value < 1.8e308
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
 
 
 def run_of(file: Path) -> Path | None:

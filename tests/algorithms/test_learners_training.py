@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from toys import PointFamily, assert_trees_close, equal_trees, target_family
@@ -223,6 +224,37 @@ def test_moments_that_do_not_fit_leave_a_learner_as_it_was():
     after = learner.state_dict()
     assert equal_trees(after["params"], before["params"]) and after["iteration"] == 1
     assert all(equal_trees(after["outer"][n], before["outer"][n]) for n in before["outer"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"meta_batch_size": 2.5}, "meta_batch_size is 2.5; it must be a whole number"),
+        ({"meta_batch_size": True}, "meta_batch_size is True; it must be a whole number"),
+        ({"inner_lr": "0.1"}, "inner_lr is '0.1'; it must be a number"),
+        ({"first_order": 1}, "first_order is 1; it must be True or False"),
+        ({"step_weights": 1.0}, "step_weights is 1.0; it must be a tuple"),
+        ({"step_weights": ("1",)}, "step_weights"),
+        ({"inner_rl": 0.1}, "'inner_rl' is no field of LearnerConfig; is 'inner_lr' meant"),
+        ({"hidden_sizes": (4,)}, "'hidden_sizes' is no field of LearnerConfig; a policy of your own"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_told(settings, says):
+    with pytest.raises(ValueError, match=says):
+        MetaLearner.for_family(PointFamily(), **settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    learner = MetaLearner.for_family(
+        PointFamily(), meta_batch_size=np.int64(2), episodes_per_task=2, inner_lr=np.float32(0.1)
+    )
+    learner.iterate()
+    learner.adapt([0.1, 0.1], num_steps=np.int64(1), episodes=2)
+
+
+def test_a_name_of_a_family_is_none():
+    with pytest.raises(ValueError, match="family is 'navigation-2d'; it must be a family itself"):
+        MetaLearner.for_family("navigation-2d")
 
 
 # Inner steps.

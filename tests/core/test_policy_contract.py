@@ -535,12 +535,21 @@ def test_any_module_is_exact_for_any_number_of_tasks(make, tasks):
     ("options", "says"),
     [
         ({"num_steps": -1}, "num_steps is -1"), ({"num_steps": 1.5}, "num_steps is 1.5"),
-        ({"episodes": 0}, "episodes is 0"), ({"seed": -1}, "seed is -1"),
+        ({"num_steps": True}, "num_steps is True"), ({"episodes": 0}, "episodes is 0"), ({"seed": -1}, "seed is -1"),
+        ({"task": "goal"}, "task is 'goal'; one task of this family is 2 number"),
+        ({"task": torch.zeros(2, 2)}, r"not an array of shape \[2, 2\]"),
     ],
 )  # fmt: skip
 def test_adapt_refuses_numbers_that_make_no_sense(options, says):
     with pytest.raises(ValueError, match=says):
-        learner().adapt([0.1, 0.2], **options)
+        learner().adapt(**{"task": [0.1, 0.2], **options})
+
+
+@pytest.mark.parametrize("observation", ["ab", None, [[1.0], [1.0, 2.0]]])
+def test_what_is_no_observation_is_told(observation):
+    policy = GaussianMLPPolicy(2, 2, (4,))
+    with pytest.raises(ValueError, match="is no observation"):
+        Agent(policy, initial_params(policy)).act(observation)
 
 
 def test_adapt_hands_back_no_agent_where_anything_was_not_finite():

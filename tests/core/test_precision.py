@@ -1,8 +1,15 @@
 """Matrix products in full precision inside a training step; torch's switches readable there and as before after it."""
 
+import threading
+
 import pytest
 import torch
 
+from metarl.fewshot.config import MethodConfig
+from metarl.fewshot.learner import FewShotLearner
+from metarl.fewshot.maml import MAML
+from metarl.fewshot.networks import Network
+from metarl.fewshot.sinusoid import Sinusoid
 from metarl.precision import no_tf32
 
 CUDA, CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
@@ -48,3 +55,33 @@ def test_products_are_exact_inside_and_every_switch_is_as_before_outside(choose)
         if "contradiction" not in before:
             assert CUDA.allow_tf32 is False and torch.get_float32_matmul_precision() == "highest"
     assert switches() == before
+
+
+def test_blocks_of_two_threads_share_one_turn_and_the_last_puts_back():
+    torch.set_float32_matmul_precision("medium")
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with no_tf32():
+            entered.set()
+            leave.wait(10)
+            seen.append(torch.get_float32_matmul_precision())
+
+    thread = threading.Thread(target=other)
+    with no_tf32():
+        thread.start()
+        entered.wait(10)
+    assert torch.get_float32_matmul_precision() == "highest", "the other block is still open"
+    leave.set()
+    thread.join()
+    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_few_shot_step_is_in_full_precision(monkeypatch):
+    config = MethodConfig(meta_batch_size=2)
+    learner = FewShotLearner(MAML(Network(torch.nn.Linear(1, 1))), Sinusoid(5, 5), config, iterations=1)
+    seen, direction = [], learner.mean_direction
+    monkeypatch.setattr(learner, "mean_direction", lambda tasks: (seen.append(CPU.fp32_precision), direction(tasks))[1])
+    CPU.fp32_precision = "bf16"
+    learner.iterate()
+    assert seen == ["ieee"] and CPU.fp32_precision == "bf16"

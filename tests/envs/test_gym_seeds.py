@@ -330,6 +330,9 @@ class LearnedDynamics:
     def make_simulator(self, num_lanes: int, device: torch.device, backend: Any, num_threads: int) -> TorchSimulator:
         return TorchSimulator(num_lanes, device, lambda s, action: {"position": s["position"] + self._network(action)})
 
+    def initial_state(self, num_lanes: int, generator: torch.Generator) -> Any:
+        return {"position": self._network(self._navigation.initial_state(num_lanes, generator)["position"])}
+
     def reward(self, before: Any, after: Any, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         return -(self._network(after["position"]) - task).norm(dim=-1)
 
@@ -349,3 +352,18 @@ def test_physics_that_are_a_network_step_everywhere_and_keep_no_graph() -> None:
     assert ours[1] == theirs[1][0] == float(step.reward)
     assert ours[4]["speed"] == theirs[4]["speed"][0] > 0
     assert not step.reward.requires_grad and not step.observation.requires_grad
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    single, vector = gymnasium.make(NAVIGATION), gymnasium.make_vec(NAVIGATION, num_envs=2)
+    for env in (single, vector):
+        env.reset(options={})
+        with pytest.raises(ValueError, match="option 'task', which would do nothing"):
+            env.reset(options={"task": [0.1, 0.1]})
+
+
+@pytest.mark.parametrize("task", ["1.5", True, ["1.5"], None, [[1.5]], 1e39])
+def test_what_is_no_number_is_no_task(task: Any) -> None:
+    env = FamilyEnv("halfcheetah-vel")
+    with pytest.raises(ValueError, match="is not a task of halfcheetah-vel@plain"):
+        env.set_task(task)

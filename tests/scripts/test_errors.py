@@ -65,7 +65,7 @@ def assert_one_sentence(result: tuple[int, str, str], *words: str) -> None:
         (("--run-dir", ""), ("--run-dir", "empty")),
         (("--run-dir", "x" * 300), ("xxx", "name is too long")),
         (("--resume", "no/such/run", "--run_dir", "other"), ("leave out --run-dir",)),
-        (("--resume", "no/such/run"), ("no/such/run", "config.json")),
+        (("--resume", "no/such/run"), ("no/such/run", "there is no such directory")),
     ],
 )
 def test_train_refuses_bad_arguments(

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from test_errors import assert_one_sentence
 import metarl.experiment.events
 from metarl.experiment.archive import digest
 from metarl.experiment.errors import UserError
-from metarl.experiment.files import write_bytes_atomically
+from metarl.experiment.files import read_regular, write_bytes_atomically
 from metarl.experiment.outputs import check_outputs, write_output
 
 Run = Callable[..., tuple[int, str, str]]
@@ -41,14 +42,15 @@ def test_no_result_is_written_onto_a_file_of_a_run(run_script: Run, run: Path, t
     names = ("config.json", "versions.json", "metrics.jsonl", "checkpoints/last.pt", "checkpoints/new.pt", ".lock")
     for name in (*names, events, "evaluation_best.json", "metrics.damaged.jsonl"):
         for flag in ("--json", "--plot"):
-            assert_one_sentence(run_script("evaluate", run, *SHORT, flag, run / name), name, "destroyed")
+            assert_one_sentence(run_script("evaluate", run, *SHORT, flag, run / name), name, "file of the run")
     assert_one_sentence(run_script("evaluate", run, "--json", link), str(link), "destroyed")
     assert_one_sentence(run_script("benchmark", "rollout", "--json", run / "config.json"), "destroyed")
     assert_one_sentence(run_script("replicate", "maml2017", "--plot", run / "checkpoints" / "best.pt"), "destroyed")
     with pytest.raises(UserError, match="destroyed"):
         write_output(link, b"")
     assert content(run) == before
-    assert run_script("evaluate", run, *SHORT, "--json", run / "mine.json")[0] == 0
+    for name in ("mine.json", "evaluation_mine.json"):
+        assert run_script("evaluate", run, *SHORT, "--json", run / name)[0] == 0
 
 
 def test_two_results_do_not_go_to_one_file(run_script: Run, run: Path, tmp_path: Path) -> None:
@@ -58,6 +60,13 @@ def test_two_results_do_not_go_to_one_file(run_script: Run, run: Path, tmp_path:
         result = run_script("evaluate", run, "--json", first, "--plot", second)
         assert_one_sentence(result, "--json and --plot both name")
     assert not (tmp_path / "out").exists()
+    assert run_script("evaluate", run, *SHORT, "--json", "/dev/null", "--plot", "/dev/null")[0] == 0
+
+
+def test_pictures_go_where_pictures_go_before_any_work_is_done(run_script: Run, run: Path, tmp_path: Path) -> None:
+    assert_one_sentence(run_script("visualize", run, "--out", run / "checkpoints"), "paths.png", "file of the run")
+    result = run_script("evaluate", run, "--plot", tmp_path / "curve.pdf")
+    assert_one_sentence(result, "curve.pdf; pictures are PNG")
 
 
 def test_links_and_devices_are_written_to_and_stay(run_script: Run, run: Path, tmp_path: Path) -> None:
@@ -188,6 +197,38 @@ def test_what_a_kill_left_is_removed_by_the_next_session(
     assert sorted(run.rglob("*.tmp")) == sorted(theirs)
 
 
+def test_what_a_killed_writer_of_any_file_left_is_removed_an_hour_later(tmp_path: Path) -> None:
+    names = (".table.json.abcdefgh.tmp", ".table.json.hgfedcba.tmp", ".others.json.abcdefgh.tmp", "table.json.tmp")
+    for name in names:
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[1])
+    write_bytes_atomically(tmp_path / "table.json", b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], "table.json"])
+
+
+def test_reading_a_file_takes_the_memory_of_its_size(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        assert read_regular(file, 2**32) == b"x" * 1000
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(UserError, match="more than 999 bytes"):
+        read_regular(file, 999)
+
+
+def test_numbers_that_no_metric_is_are_not_drawn(run_script: Run, run: Path) -> None:
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line["return/step_0"] = 10**400
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_script("visualize", run, "--tasks", 1, "--out", run / "out")[0] == 0
+
+
 def test_full_disk_met_by_the_events_file_loses_nothing(
     run_script: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +247,15 @@ def test_full_disk_met_by_the_events_file_loses_nothing(
     code, _, errors = run_script("train", "--resume", run)
     assert (code, errors) == (0, "")
     assert iterations(run) == [1, 2, 3]
+
+
+def test_a_full_standard_output_is_named(run_script: Run, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, SCRIPTS / "train.py", "--run-dir", tmp_path / "run", *TINY, "--iterations", "1"]
+        done = subprocess.run([str(part) for part in command], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: the disk is full") and "--resume" in done.stderr
+    assert run_script("train", "--resume", tmp_path / "run")[0] == 0
 
 
 @pytest.mark.parametrize("script", ["train", "train_fewshot"])

@@ -50,7 +50,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_steps_that_are_trained_are_validated(parse: Parse, name: str, family: str) -> None:
     validated = parse("train", name, "--family", family, "--num-inner-steps", 5).validation.steps
-    assert validated == (5 if LEARNERS[name].test_steps is None else LEARNERS[name].test_steps)
+    assert validated == max(5, LEARNERS[name].test_steps or 0)
     given = parse("train", name, "--family", family, "--validation.steps", 4, "--validation.every", 3)
     assert given.validation.steps == 4
 
@@ -193,6 +193,7 @@ def test_a_run_with_a_setting_that_nothing_reads_goes_on(
         (("fomaml", "--num-inner-steps", 0), "(fomaml sets it so.) The flag --no-first-order clears it.", "empty"),
         (("oracle", "--exploration-credit", 1), "there are no rollouts that an inner step was taken on", "empty"),
         (("maml-trpo", "--clip-range", 0.2), "It must be 0.0 here.", "it so"),
+        (("reptile", "--num-inner-steps", 0), "reptile moves to where inner steps lead", "it so"),
     ],
 )
 def test_a_refusal_says_who_set_it_and_what_would_be_right(
