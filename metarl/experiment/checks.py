@@ -47,6 +47,10 @@ _RANGES: Ranges = {
 
 _IDLE: Sequence[Idle] = (
     (
+        *("learner.step_weights", lambda c: len(c.learner.step_weights) == 1),
+        "weights are scaled to sum to 1, and there is 1 step; leave it out",
+    ),
+    (
         *("iterations", lambda c: not LEARNERS[c.algorithm].is_trained and c.iterations > 1),
         "this reference is not trained, and 1 iteration is all that it needs",
     ),

@@ -117,6 +117,7 @@ def test_two_budgets_are_refused_in_python() -> None:
         (("fomaml", "--line-search-steps", 1, "--line-search-decay", 0.7), "with --line-search-steps 1 no second"),
         (("fomaml", "--meta-batch-size", 1, "--fvp-fraction", 0.3), "with --meta-batch-size 1 there is one task"),
         (("fomaml", "--activation", "tanh", "--hidden-sizes"), "--hidden-sizes is empty"),
+        (("maml-trpo", "--num-inner-steps", 1, "--step-weights", 2), "--step-weights is 2.0 and does nothing"),
     ],
 )
 def test_a_flag_without_effect_is_refused(parse: Parse, arguments: tuple, says: str) -> None:
