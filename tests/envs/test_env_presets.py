@@ -257,6 +257,8 @@ def test_corner_navigation_by_hand() -> None:
     env = family.batch(torch.tensor([[2.0, 2.0], [-2.0, 2.0]], dtype=torch.float64), 2)
     start = env.reset(0)
     assert 0 < float(start.abs().max()) <= 0.2
+    starts = family.batch(family.sample_tasks(1), 4000).reset(0)
+    assert starts.min() < -0.199 and starts.max() > 0.199 and float(starts.mean().abs()) < 0.01
     position = torch.tensor([[0.1, 0.1], [0.3, 0.15], [0.3, 0.3], [-0.4, 0.2]], dtype=torch.float64)
     env.reset_to({"position": position})
     # Policy action 5 is half of the scale: half of the largest step, 0.1.

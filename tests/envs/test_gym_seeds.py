@@ -279,6 +279,17 @@ def test_one_world_is_a_lane_of_the_batch_bit_for_bit(name: str, observe_task: b
         )
 
 
+def test_an_end_by_itself_at_the_horizon_is_no_cut() -> None:
+    family = TaskFamily(Navigation2D(Navigation2DConfig(horizon=5)))
+    task, action = torch.tensor([[0.25, 0.0]], dtype=torch.float64), np.array([0.5, 0.0])
+    world, batch = World(family), family.batch(task, 1)
+    world.set_task(task)
+    world.reset(torch.Generator().manual_seed(0)), batch.reset(0)
+    for _ in range(5):
+        ours, theirs = world.step(action), batch.step(torch.from_numpy(action)[None, None])
+    assert ours[2:4] == (bool(theirs.terminated), bool(theirs.truncated)) == (True, False)
+
+
 def test_what_a_world_is_handed_and_hands_out_is_the_callers() -> None:
     world, other = (World(envs.make("navigation-2d")) for _ in range(2))
     task, action = torch.tensor([[0.3, 0.4]], dtype=torch.float64), np.array([0.5, 0.5])
