@@ -290,6 +290,18 @@ def test_an_end_by_itself_at_the_horizon_is_no_cut() -> None:
     assert ours[2:4] == (bool(theirs.terminated), bool(theirs.truncated)) == (True, False)
 
 
+def test_diverged_physics_end_an_episode_also_where_mujoco_has_put_the_world_back() -> None:
+    """Its numbers look healthy then."""
+    problem = HalfCheetah(HalfCheetahConfig())
+    initial = problem.initial_state
+    problem.initial_state = lambda *arguments: {**initial(*arguments), "qvel": torch.full((1, 9), 1e11)}
+    env = FamilyEnv(TaskFamily(problem), task=1.0)
+    env.reset(seed=0)
+    observation, reward, terminated, truncated, _ = env.step(np.zeros(6))
+    assert float(env._world.state["qvel"].abs().max()) < 100
+    assert np.isnan(observation).all() and np.isnan(reward) and (terminated, truncated) == (True, False)
+
+
 def test_what_a_world_is_handed_and_hands_out_is_the_callers() -> None:
     world, other = (World(envs.make("navigation-2d")) for _ in range(2))
     task, action = torch.tensor([[0.3, 0.4]], dtype=torch.float64), np.array([0.5, 0.5])
