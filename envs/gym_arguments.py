@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import weakref
 from typing import Any, final
 
@@ -102,6 +103,9 @@ def _tasks_or_none(family: TaskFamily, tasks: Any) -> Tensor | None:
     return torch.from_numpy(array) if fits and is_finite_in_float32(array) else None
 
 
+_TASK_ARGUMENTS = ("task", "tasks", "task_seed", "env_tasks")
+
+
 @final
 class _Followers:
     """The specs that one environment keeps true, weakly: its own, and those of the wrappers around it."""
@@ -116,15 +120,12 @@ class _Followers:
         for known in self._specs:
             spec = known()
             if spec is not None:
-                for other in ("task", "tasks", "task_seed", "env_tasks"):
-                    spec.kwargs.pop(other, None)
-                spec.kwargs[name] = tasks.tolist()
+                # A new one: the old may be shared with a changed copy.
+                others = {key: value for key, value in spec.kwargs.items() if key not in _TASK_ARGUMENTS}
+                spec.kwargs = {**others, name: tasks.tolist()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Followers, ()  # the specs that are copied with it put themselves into the copy
-
-
-_WRITTEN_BY_WRAPPERS = ("additional_wrappers", "max_episode_steps", "order_enforce", "disable_env_checker")
 
 
 @final
@@ -133,26 +134,24 @@ class _OwnSpec(EnvSpec):
 
     A copy of the environment has a spec that follows the copy; wrappers around either have theirs in the same group. A
     copy of the spec alone is a snapshot, but for the one that a wrapper makes when it is first asked for its spec: it
-    then writes into the copy what it does, by which it is told from others.
+    is told from others by what the wrapper does next, whose property `spec` writes into the copy what the wrapper is.
     """
 
-    @staticmethod
-    def of(spec: EnvSpec, **changes: Any) -> _OwnSpec:
-        values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.init}
-        own = _OwnSpec(**{**values, **changes})
-        own.__setstate__({"_followers": _Followers()})
-        return own
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.__setstate__({"_followers": _Followers()})
 
     def tell(self, name: str, tasks: Tensor) -> None:
         self.__dict__["_followers"].tell(name, tasks)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _WRITTEN_BY_WRAPPERS and "_copied_from" in self.__dict__:
+        if "_copied_from" in self.__dict__ and sys._getframe(1).f_code.co_name == "spec":
             self.__setstate__({"_followers": self.__dict__.pop("_copied_from")})
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, EnvSpec) and dataclasses.asdict(self) == dataclasses.asdict(other)
+        names = [field.name for field in dataclasses.fields(self)]
+        return isinstance(other, EnvSpec) and all(getattr(self, name) == getattr(other, name) for name in names)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride] - as EnvSpec's
 
@@ -163,10 +162,15 @@ class _OwnSpec(EnvSpec):
         self.__dict__.update(state)
         self.__dict__["_followers"].add(self)
 
+    def __copy__(self) -> _OwnSpec:
+        return copy.deepcopy(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _OwnSpec:
+        alone = not memo
         memo[id(self)] = twin = _OwnSpec.__new__(_OwnSpec)
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        twin.__dict__["_copied_from"] = self.__dict__["_followers"]
+        if alone:
+            twin.__dict__["_copied_from"] = self.__dict__["_followers"]
         return twin
 
 
@@ -179,7 +183,8 @@ def own_spec(spec: EnvSpec | None, horizon: int) -> EnvSpec | None:
     if spec is None:
         return None
     arguments = {name: _plain(value) for name, value in spec.kwargs.items()}
-    return _OwnSpec.of(spec, kwargs=arguments, max_episode_steps=horizon)
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.init}
+    return _OwnSpec(**{**values, "kwargs": arguments, "max_episode_steps": horizon})
 
 
 def tell(spec: EnvSpec | None, name: str, tasks: Tensor) -> None:

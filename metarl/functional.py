@@ -135,8 +135,8 @@ def _of_twins(value: Any, twins: dict[int, nn.Module]) -> Any:
     kind = type(value)
     if kind not in _HOLDERS:
         return twins.get(id(value), value)
-    if not value:
-        return value if kind is tuple else value.copy()
+    if kind in _CONTAINERS and not 0 < len(value) <= _MANY:
+        return value if value or kind is tuple else value.copy()
     if kind in (dict, OrderedDict):
         return kind((key, _of_twins(item, twins)) for key, item in value.items())
     if kind in (list, tuple, set):
@@ -148,8 +148,12 @@ def _of_twins(value: Any, twins: dict[int, nn.Module]) -> Any:
     )
 
 
-_HOLDERS = frozenset({dict, OrderedDict, list, tuple, set, MethodType, functools.partial})
+_CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set})
+_HOLDERS = _CONTAINERS | {MethodType, functools.partial}
 """Plain things in an attribute that may lead to another part of the module."""
+
+_MANY = 1000
+"""Longer containers hold data: they are shared, and not looked through at every call."""
 
 
 _MUST_BE_PURE = "a module that is adapted must compute the same outputs from the same parameters and inputs every time."
@@ -197,40 +201,29 @@ def check_pure(module: HasParameters, inputs: Tensor, what: str) -> Any:
 
 
 def check_follows(module: HasParameters, inputs: Tensor, what: str) -> None:
-    """Makes sure that `call` gives what the module would give if its learnt parameters were those of the call.
-
-    They are moved for a moment, in place.
+    """Makes sure that a `call` computes with the parameters that it is given, and can be differentiated by them.
 
     Args:
-        module: The module.
+        module: The module, which is only read.
         inputs: Inputs that it takes.
         what: What it is, for the sentence: "The policy".
 
     Raises:
-        ValueError: If its outputs do not follow the parameters, or gradients cannot: learning would have no effect.
+        ValueError: If gradients lead to the module's own parameters instead, or to none: learning would have no effect.
     """
-    learnt, generator = trainable_params(module), torch.Generator().manual_seed(0)
-    before = {name: value.detach().clone() for name, value in learnt.items()}
-    moved = {name: v + 0.1 * torch.randn(v.shape, generator=generator).to(v) for name, v in before.items()}
-    try:
-        with torch.no_grad():
-            for name, value in learnt.items():
-                value.copy_(moved[name])
-            # Copies, as an output may be a view of a parameter.
-            outputs = tree_leaves(cast(nn.Module, module)(inputs))
-            wanted = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
-    finally:
-        with torch.no_grad():
-            for name, value in learnt.items():
-                value.copy_(before[name])
+    own = trainable_params(module)
+    given = {name: value.detach().clone().requires_grad_() for name, value in own.items()}
     with torch.enable_grad():
-        found = tree_leaves(call(module, {name: value.requires_grad_() for name, value in moved.items()}, inputs))
-    if not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
+        outputs = [leaf for leaf in tree_leaves(call(module, given, inputs)) if isinstance(leaf, Tensor)]
+        moving = [leaf.sum() for leaf in outputs if leaf.requires_grad]
+        leaves = [*own.values(), *given.values()]
+        found = torch.autograd.grad(moving, leaves, allow_unused=True) if moving else [None] * len(leaves)
+    if any(gradient is not None for gradient in found[: len(own)]):
         raise ValueError(
             f"{what} reaches its parameters past its own parts (a function that was made in __init__, a list of "
             "weights, a compiled module), so that it cannot be called with others; reach them through self in forward."
         )
-    if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in found):
+    if all(gradient is None for gradient in found):
         raise ValueError(
             f"{what}'s outputs have no gradient with respect to its parameters (no_grad or detach in its forward), so "
             "that there is nothing to learn by."

@@ -12,6 +12,7 @@ import torch
 
 _lock = threading.Lock()
 _inside = 0
+_own = threading.local()
 _chosen: tuple[str | None, list[str]] = None, []
 
 
@@ -29,11 +30,13 @@ def no_tf32() -> Iterator[None]:
         if not _inside:
             _chosen = _turn_up()
         _inside += 1
+        _own.inside = getattr(_own, "inside", 0) + 1
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
+            _own.inside -= 1
             if not _inside:
                 _put_back(*_chosen)
 
@@ -64,11 +67,11 @@ def _put_back(of_all: str | None, of_libraries: list[str]) -> None:
 
 
 def _in_forked_child() -> None:
-    """The blocks of other threads stay in the parent."""
+    """The blocks of other threads stay in the parent; those of the thread that forked go on."""
     global _lock, _inside
-    if _inside > 0:
+    before, _inside, _lock = _inside, getattr(_own, "inside", 0), threading.Lock()
+    if before and not _inside:
         _put_back(*_chosen)
-    _lock, _inside = threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,7 +14,10 @@ from typing import Any
 
 from metarl.experiment.errors import UserError
 
-_LONGEST_WRITING = 3600.0
+_TEMPORARY = ".metarl.tmp"
+"""How the names of our temporary files end."""
+
+LONGEST_WRITING = 3600.0
 """Seconds: more than any of our files takes to be written."""
 
 
@@ -28,9 +31,9 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """
     temporary = None
     with contextlib.suppress(OSError):
-        remove_leftovers(path.parent, re.escape(path.name), _LONGEST_WRITING)
+        remove_leftovers(path.parent, re.escape(path.name), LONGEST_WRITING)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -86,9 +89,16 @@ def read_regular(path: Path, most: int) -> bytes:
         OSError: If it cannot be read.
     """
     handle = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    # In pieces: room for all that is asked for would be made before a byte is read.
+    pieces, left = [], most + 1
     with os.fdopen(handle, "rb") as file:
-        # As much as there is: room for all that is asked for would be made before a byte is read.
-        content = file.read(min(os.fstat(handle).st_size, most) + 1)
+        try:
+            while left and (piece := file.read(min(left, 2**20))):
+                pieces.append(piece)
+                left -= len(piece)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    content = b"".join(pieces)
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes, which no run writes: it was damaged or replaced.")
     return content
@@ -117,7 +127,7 @@ def remove_leftovers(folder: Path, names: str, older_than: float = 0.0) -> None:
         older_than: Seconds; younger ones stay. Needed where another process may be writing these files now.
     """
     # The middle is what mkstemp draws.
-    pattern = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}\.tmp")
+    pattern = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}")
     for entry in folder.iterdir():
         if pattern.fullmatch(entry.name):
             with contextlib.suppress(OSError):

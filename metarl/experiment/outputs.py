@@ -36,7 +36,7 @@ def check_outputs(**paths: Path | None) -> None:
             continue
         target = _target(path)
         info = _status(path)
-        if flag == "plot" and path.suffix.lower() not in ("", ".png") and not (info and stat.S_ISCHR(info.st_mode)):
+        if flag == "plot" and path.suffix.lower() not in ("", ".png") and (not info or stat.S_ISREG(info.st_mode)):
             raise UserError(f"--plot is {path}; pictures are PNG, so give it a name that ends in .png.")
         if target in named and not (info and stat.S_ISCHR(info.st_mode)):
             raise UserError(f"--{named[target]} and --{flag} both name {path}; each needs a file of its own.")

@@ -25,6 +25,7 @@ import torch
 from metarl.experiment.config import to_json
 from metarl.experiment.errors import UserError
 from metarl.experiment.files import (
+    LONGEST_WRITING,
     append,
     open_regular,
     read_regular,
@@ -48,7 +49,7 @@ _WRITTEN = r"config\.json|versions\.json|metrics.*\.jsonl"
 """What only the process that holds the run replaces; evaluation tables are written beside it."""
 
 _OWN_FILES = re.compile(
-    rf"{_WRITTEN}|\.lock|events\..*|evaluation_(best|last|iteration_\d+)\.json|checkpoints(/.*)?",
+    rf"{_WRITTEN}|\.lock|events\..*|evaluation_.*\.json|checkpoints(/.*)?",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -105,6 +106,7 @@ class RunDirectory:
         """Makes the folder of checkpoints, and removes what a process that was killed in a write has left."""
         (self.path / "checkpoints").mkdir(exist_ok=True)
         remove_leftovers(self.path, _WRITTEN)
+        remove_leftovers(self.path, r"evaluation_.*\.json", LONGEST_WRITING)
         remove_leftovers(self.path / "checkpoints", r"(last|best|iteration_\d+)\.pt")
 
     def __enter__(self) -> RunDirectory:
@@ -203,11 +205,19 @@ def _is_number(value: Any) -> bool:
 def run_of(file: Path) -> Path | None:
     """The run that this file belongs to, whether it is there or not: its settings, metrics, tables or checkpoints."""
     for run in file.parents:
+        checkpoint = f"{file.stem.removeprefix('evaluation_')}.pt"
+        if file.parent == run and file.name.startswith("evaluation_") and checkpoint not in _checkpoints(run):
+            continue
         if _OWN_FILES.fullmatch(file.relative_to(run).as_posix()):
             with contextlib.suppress(OSError):
                 if sum((run / mark).exists() for mark in _MARKS) > 1:
                     return run
     return None
+
+
+def _checkpoints(run: Path) -> set[str]:
+    """Names of the checkpoints that a run has, or will have."""
+    return {"best.pt", "last.pt", *(path.name for path in (run / "checkpoints").glob("*.pt"))}
 
 
 def read_config_file(path: Path) -> tuple[Any, Path]:

@@ -1,5 +1,6 @@
 """Matrix products in full precision inside a training step; torch's switches readable there and as before after it."""
 
+import os
 import threading
 
 import pytest
@@ -85,3 +86,14 @@ def test_a_few_shot_step_is_in_full_precision(monkeypatch):
     CPU.fp32_precision = "bf16"
     learner.iterate()
     assert seen == ["ieee"] and CPU.fp32_precision == "bf16"
+
+
+def test_a_block_goes_on_in_a_forked_child():
+    torch.set_float32_matmul_precision("high")
+    with no_tf32():
+        child = os.fork()
+        if not child:
+            inside = torch.get_float32_matmul_precision() == "highest"
+            os._exit(0 if inside else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert torch.get_float32_matmul_precision() == "high"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 from typing import Any
@@ -213,6 +214,8 @@ def test_a_copy_of_a_spec_is_a_snapshot_and_wrappers_specs_are_not(how: str) -> 
     assert env.spec.additional_wrappers[0].name == "RecordEpisodeStatistics"
     np.testing.assert_array_equal(env.spec.kwargs["task"], env.unwrapped.task)
     for task, spec in kept:
+        spec.nondeterministic = True  # a snapshot may be written into
+        env.reset(seed=7)
         np.testing.assert_array_equal(spec.kwargs["task"], task)
         np.testing.assert_array_equal(gymnasium.make(spec).unwrapped.task, task)
 
@@ -375,6 +378,19 @@ def test_physics_that_are_a_network_step_everywhere_and_keep_no_graph() -> None:
     assert ours[1] == theirs[1][0] == float(step.reward)
     assert ours[4]["speed"] == theirs[4]["speed"][0] > 0
     assert not step.reward.requires_grad and not step.observation.requires_grad
+
+
+@pytest.mark.parametrize(
+    "change", [copy.copy, copy.deepcopy, lambda spec: dataclasses.replace(spec, order_enforce=True)]
+)
+def test_a_spec_may_be_copied_and_changed_in_any_way(change: Any) -> None:
+    env = gymnasium.make(NAVIGATION)
+    env.reset(seed=0)
+    changed, task = change(env.spec), env.unwrapped.task
+    env.reset(seed=1)
+    for spec in (changed, copy.deepcopy(changed), pickle.loads(pickle.dumps(changed))):
+        assert spec == changed and spec.kwargs["task"] == task.tolist()
+        np.testing.assert_array_equal(gymnasium.make(spec).unwrapped.task, task)
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:

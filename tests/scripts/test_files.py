@@ -189,8 +189,8 @@ def test_what_a_kill_left_is_removed_by_the_next_session(
             with pytest.raises(Killed):
                 write_bytes_atomically(path, b"half")
     assert len(list(run.rglob("*.tmp"))) == len(ours)
-    theirs = [run / name for name in (".mine.tmp", ".config.json.notes.tmp", "config.json.abcdefgh.tmp")]
-    theirs.append(run / ".evaluation_best.json.abcdefgh.tmp")
+    theirs = [run / name for name in (".mine.tmp", ".config.json.notes.metarl.tmp", ".config.json.abcdefgh.tmp")]
+    theirs.append(run / ".evaluation_best.json.abcdefgh.metarl.tmp")
     for path in theirs:
         path.write_text("")
     assert run_script("train", "--resume", run)[0] == 0
@@ -198,7 +198,8 @@ def test_what_a_kill_left_is_removed_by_the_next_session(
 
 
 def test_what_a_killed_writer_of_any_file_left_is_removed_an_hour_later(tmp_path: Path) -> None:
-    names = (".table.json.abcdefgh.tmp", ".table.json.hgfedcba.tmp", ".others.json.abcdefgh.tmp", "table.json.tmp")
+    names = [f".{name}.metarl.tmp" for name in ("table.json.abcdefgh", "table.json.hgfedcba", "others.json.abcdefgh")]
+    names.append(".table.json.mybackup.tmp")
     for name in names:
         (tmp_path / name).write_text("half")
         os.utime(tmp_path / name, (0, 0))
@@ -213,7 +214,7 @@ def test_reading_a_file_takes_the_memory_of_its_size(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         assert read_regular(file, 2**32) == b"x" * 1000
-        assert tracemalloc.get_traced_memory()[1] < 100_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * 2**20
     finally:
         tracemalloc.stop()
     with pytest.raises(UserError, match="more than 999 bytes"):
