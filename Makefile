@@ -41,7 +41,7 @@ $(STAMP):
 	@touch $@
 
 demo: $(STAMP)
-	@echo "Meta-training 2D navigation with MAML-TRPO (under three minutes on two cores); Ctrl-C stops cleanly."
+	@echo "Meta-training 2D navigation with MAML-TRPO (three to six minutes on two cores); Ctrl-C stops cleanly."
 	@$(BIN)/python scripts/train.py maml-trpo --family navigation-2d --run-dir $(RUN)
 	@echo; $(BIN)/python scripts/evaluate.py $(RUN)
 	@echo; $(BIN)/python scripts/visualize.py $(RUN)
